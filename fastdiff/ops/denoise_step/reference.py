@@ -1,0 +1,64 @@
+"""One reverse step for every sampler, in plain PyTorch; NOTES.md names the table's columns."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..philox_normal.reference import philox_normal
+
+COLUMNS = ("k_x", "k_o", "c_0", "c_x", "c_o", "c_1", "sigma", "l_0", "l_v")
+
+
+def denoise_step(
+    x_t: Tensor,
+    model_output: Tensor,
+    step: Tensor,
+    table: Tensor,
+    clip: float | None,
+    threshold: Tensor | None,
+    x_start_before: Tensor | None,
+    noise: Tensor | None,
+    seed: int,
+    sample_index: Tensor | None,
+    stream: int,
+) -> tuple[Tensor, Tensor]:
+    """(x_prev, pred_x_start), both as x_t."""
+    x = x_t.to(compute_dtype(x_t))
+    out = model_output[:, : x.shape[1]].to(x.dtype)
+    row = rows(step, table, x)
+    pred = predict_x_start(x, out, step, table)
+    if threshold is not None:
+        pred = pred / threshold.to(x.dtype).view(-1, *[1] * (x.ndim - 1))
+    if clip is not None:
+        pred = pred.clamp(-clip, clip)
+    x_prev = row["c_0"] * pred + row["c_x"] * x + row["c_o"] * out
+    if x_start_before is not None:
+        x_prev = x_prev + row["c_1"] * x_start_before.to(x.dtype)
+    if noise is None and sample_index is not None:
+        noise = philox_normal(list(x.shape), seed, sample_index, step + 1, stream, torch.float32)
+    if noise is not None:
+        sigma = row["sigma"]
+        if model_output.shape[1] > x.shape[1]:
+            raw = model_output[:, x.shape[1] :].to(x.dtype)
+            sigma = sigma * torch.exp(0.5 * (row["l_0"] + row["l_v"] * raw))
+        x_prev = x_prev + sigma * noise.to(x.dtype)
+    return x_prev.to(x_t.dtype), pred.to(x_t.dtype)
+
+
+def predict_x_start(x_t: Tensor, out: Tensor, step: Tensor, table: Tensor) -> Tensor:
+    """x_0 [N, C, ...] before any clip, in float32 at least; out's first C channels count."""
+    x = x_t.to(compute_dtype(x_t))
+    row = rows(step, table, x)
+    return row["k_x"] * x + row["k_o"] * out[:, : x.shape[1]].to(x.dtype)
+
+
+def rows(step: Tensor, table: Tensor, like: Tensor) -> dict[str, Tensor]:
+    """Each sample's row: column name -> [N, 1, ...] in like's dtype."""
+    row = table[step].to(like.dtype).view(-1, len(COLUMNS), *[1] * (like.ndim - 1))
+    return dict(zip(COLUMNS, row.unbind(1), strict=True))
+
+
+def compute_dtype(x: Tensor) -> torch.dtype:
+    """float32, or float64 where x is."""
+    return torch.promote_types(x.dtype, torch.float32)

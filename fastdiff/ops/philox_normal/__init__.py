@@ -1,0 +1,103 @@
+"""`philox_normal`: standard normals specified to the bit (NOTES.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from .. import _library
+from . import reference
+
+__all__ = ["checked_counters", "philox_normal", "signed_seed"]
+
+
+def philox_normal(
+    shape: Sequence[int],
+    seed: int,
+    *,
+    sample_index: Tensor,
+    draw: int | Tensor = 0,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Standard normals with the same bits anywhere: Philox4x32-10 (Salmon et al. 2011), Box-Muller.
+
+    A sample's noise depends on seed, its own index, draw and stream alone: a batch of N equals N
+    batches of 1, and one of other shape but the same number of elements holds the same values.
+
+    Args:
+        shape: [N, ...], at most 2**34 elements a sample, counted in logical (row-major) order.
+        seed: 0..2**64-1.
+        sample_index: [N] int64 in 0..2**48-1.
+        draw: which normals of that sample, in 0..2**32-1; one for all, or [N] int64.
+        stream: 0..2**16-1, keeps uses of one seed apart.
+        device: where; sample_index's device if None.
+        dtype: float32 values rounded to it (float64 holds the float32 values).
+
+    Returns:
+        [N, ...], contiguous, |value| < 6.8.
+
+    Raises:
+        ValueError: a shape or a number out of range. An index or draw that lies on an accelerator
+            is not read back: its low 48 or 32 bits count.
+        TypeError: an index or draw that is not int64, or a dtype that is not floating.
+    """
+    shape = [int(size) for size in shape]
+    if not shape or min(shape) < 0:
+        raise ValueError(f"shape must be [N, ...] of sizes from 0 up, got {shape}.")
+    if torch.Size(shape[1:]).numel() > 2**34:
+        raise ValueError(f"a sample holds at most 2**34 elements, shape {shape} has more.")
+    if not dtype.is_floating_point:
+        raise TypeError(f"dtype must be floating, got {dtype}.")
+    if isinstance(draw, int):
+        _check_range("draw", draw, draw, 32)
+        draw = torch.full_like(sample_index, draw)
+    checked_counters(shape[0], sample_index, draw, stream)
+    sample_index = sample_index.to(device)
+    return _op(shape, signed_seed(seed), sample_index, draw.to(sample_index.device), stream, dtype)
+
+
+def checked_counters(N: int, sample_index: Tensor, draw: Tensor, stream: int) -> None:
+    """ValueError or TypeError unless index, draw and stream are as philox_normal takes them."""
+    for name, tensor, bits in (("sample_index", sample_index, 48), ("draw", draw, 32)):
+        if tensor.dtype != torch.int64:
+            raise TypeError(f"{name} must be int64, got {tensor.dtype}.")
+        if list(tensor.shape) != [N]:
+            raise ValueError(f"{name} must be [{N}], one a sample; got {list(tensor.shape)}.")
+        if tensor.device.type == "cpu" and N:
+            _check_range(name, int(tensor.min()), int(tensor.max()), bits)
+    _check_range("stream", stream, stream, 16)
+
+
+def signed_seed(seed: int) -> int:
+    """The 64 bits of seed 0..2**64-1 as the int64 an op takes, or ValueError."""
+    _check_range("seed", seed, seed, 64)
+    return seed - 2**64 if seed >= 2**63 else seed
+
+
+def _check_range(name: str, low: int, high: int, bits: int) -> None:
+    if low < 0 or high >= 2**bits:
+        got = low if low == high else f"{low}..{high}"
+        raise ValueError(f"{name} must lie in 0..2**{bits}-1, got {got}.")
+
+
+def _fake(
+    shape: Sequence[int],
+    seed: int,
+    sample_index: Tensor,
+    draw: Tensor,
+    stream: int,
+    dtype: torch.dtype,
+) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device=sample_index.device)
+
+
+_op = _library.define(
+    "philox_normal(SymInt[] shape, int seed, Tensor sample_index, Tensor draw, int stream, "
+    "ScalarType dtype) -> Tensor",
+    reference=reference.philox_normal,
+    fake=_fake,
+)
