@@ -1,0 +1,26 @@
+"""Samplers: each a table of coefficients, and one loop that walks it."""
+
+from fastdiff.samplers.interpolation import interpolate_ddim, interpolate_ddpm, slerp
+from fastdiff.samplers.loop import (
+    SAMPLERS,
+    SampleStep,
+    ddim_invert,
+    make_plan,
+    sample,
+    sample_progressive,
+)
+from fastdiff.samplers.plan import Plan, visited_timesteps
+
+__all__ = [
+    "SAMPLERS",
+    "Plan",
+    "SampleStep",
+    "ddim_invert",
+    "interpolate_ddim",
+    "interpolate_ddpm",
+    "make_plan",
+    "sample",
+    "sample_progressive",
+    "slerp",
+    "visited_timesteps",
+]

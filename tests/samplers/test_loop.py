@@ -1,0 +1,223 @@
+"""The loop: noise by image and not by batch, what the model is handed, and what is refused."""
+
+from __future__ import annotations
+
+import sys
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastdiff.ops.philox_normal import philox_normal
+from fastdiff.samplers import SAMPLERS, SampleStep, sample, sample_progressive
+from fastdiff.schedules import NoiseSchedule, timesteps
+
+LINEAR = NoiseSchedule.linear(1000)
+SHAPE = (5, 2, 4, 3)
+
+
+def wavy(x: Tensor, t: Tensor) -> Tensor:
+    return torch.sin(3 * x + (t.to(x) / 150).view(-1, *[1] * (x.ndim - 1)))
+
+
+RUNS: list[dict[str, Any]] = [
+    {"sampler": "ddpm", "steps": 10},
+    {"sampler": "ddim", "steps": 10, "eta": 0.7},
+    {"sampler": "dpm++", "steps": 10},
+]
+
+
+@pytest.mark.parametrize("options", RUNS)
+def test_a_seed_is_a_sample(options: dict[str, Any]) -> None:
+    first = sample(wavy, SHAPE, schedule=LINEAR, seed=3, **options)
+    assert torch.equal(first, sample(wavy, SHAPE, schedule=LINEAR, seed=3, **options))
+    assert not torch.equal(first, sample(wavy, SHAPE, schedule=LINEAR, seed=4, **options))
+    assert first.shape == SHAPE and first.dtype == torch.float32 and first.isfinite().all()
+
+
+@pytest.mark.parametrize("options", RUNS)
+def test_an_image_does_not_know_its_batch(options: dict[str, Any]) -> None:
+    """Bit for bit, for a model that is elementwise and so rounds alike in any batch."""
+    whole = sample(wavy, SHAPE, schedule=LINEAR, seed=3, **options)
+    for i in range(5):
+        one = sample(wavy, (1, *SHAPE[1:]), schedule=LINEAR, seed=3, sample_index=i, **options)
+        assert torch.equal(one[0], whole[i])
+    index = torch.tensor([4, 0, 2])
+    some = sample(wavy, (3, *SHAPE[1:]), schedule=LINEAR, seed=3, sample_index=index, **options)
+    assert torch.equal(some, whole[index])
+
+
+@pytest.mark.parametrize("options", RUNS)
+def test_the_noise_is_philox_normal_by_draw(options: dict[str, Any]) -> None:
+    """Draw 0 is x_T and draw k + 1 the k-th step's, and so counts a noise callable."""
+
+    def noise(draw: int, sample_index: Tensor) -> Tensor:
+        return philox_normal(SHAPE, 11, sample_index=sample_index, draw=draw)
+
+    made = sample(wavy, SHAPE, schedule=LINEAR, seed=11, sample_index=40, **options)
+    given = sample(wavy, SHAPE, schedule=LINEAR, noise=noise, sample_index=40, **options)
+    assert torch.equal(made, given)
+    x_T = noise(0, torch.arange(40, 45))
+    mixed = sample(wavy, SHAPE, schedule=LINEAR, noise=x_T, seed=11, sample_index=40, **options)
+    assert torch.equal(made, mixed)
+
+
+@pytest.mark.parametrize("options", RUNS)
+def test_history(options: dict[str, Any]) -> None:
+    seen: list[SampleStep] = []
+    x = sample(wavy, SHAPE, schedule=LINEAR, callback=seen.append, **options)
+    history = list(sample_progressive(wavy, SHAPE, schedule=LINEAR, **options))
+    spacing = "trailing" if options["sampler"] == "dpm++" else "leading"
+    assert [s.t for s in history] == timesteps(1000, 10, spacing).tolist()
+    assert [s.step for s in history] == list(range(10)) and history[0].num_steps == 10
+    for before, after in pairwise(history):
+        assert after.x_t is before.x_prev
+    for one, other in zip(seen, history, strict=True):
+        assert torch.equal(one.x_prev, other.x_prev)
+        assert torch.equal(one.pred_x_start, other.pred_x_start)
+    assert torch.equal(history[-1].x_prev, x)
+    assert torch.equal(history[-1].pred_x_start, x), "the last step is x_0 itself"
+    assert all(float(s.pred_x_start.abs().max()) <= 1 for s in history)
+
+
+def test_given_timesteps_are_visited() -> None:
+    history = sample_progressive(wavy, SHAPE, schedule=LINEAR, sampler="ddim", steps=[900, 31, 7])
+    assert [s.t for s in history] == [900, 31, 7]
+
+
+class Recorder(nn.Module):
+    """Remembers what it was called with."""
+
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones((), dtype=dtype))
+        self.calls: list[tuple[Tensor, Tensor, dict[str, Tensor]]] = []
+
+    def forward(self, x: Tensor, t: Tensor, **conditions: Tensor) -> Tensor:
+        self.calls.append((x, t, conditions))
+        return x * self.weight
+
+
+def test_what_the_model_is_handed() -> None:
+    model, labels = Recorder(), torch.arange(5)
+    sample(model, SHAPE, schedule=LINEAR, steps=2)
+    assert [t.tolist() for _, t, _ in model.calls] == [[500] * 5, [0] * 5]
+    assert all(t.dtype == torch.int64 and conditions == {} for _, t, conditions in model.calls)
+    sample(model, SHAPE, schedule=LINEAR, steps=2, class_labels=labels)
+    assert torch.equal(model.calls[-1][2]["class_labels"], labels)
+
+
+def test_no_graph_is_built_and_the_result_can_be_trained_on() -> None:
+    model = Recorder()
+    x = sample(model, SHAPE, schedule=LINEAR, steps=2)
+    assert not x.requires_grad and not x.is_inference()
+    assert torch.is_grad_enabled()
+    next(sample_progressive(model, SHAPE, schedule=LINEAR, steps=2))
+    assert torch.is_grad_enabled()
+    with torch.inference_mode():
+        assert torch.equal(sample(model, SHAPE, schedule=LINEAR, steps=2), x)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "state"),
+    [
+        (torch.bfloat16, torch.float32),
+        (torch.float32, torch.float32),
+        (torch.float64, torch.float64),
+    ],
+)
+def test_dtypes(dtype: torch.dtype, state: torch.dtype) -> None:
+    """The model sees its own dtype; the state keeps float32 at least."""
+    model = Recorder(dtype)
+    assert sample(model, SHAPE, schedule=LINEAR, steps=2).dtype == state
+    assert model.calls[0][0].dtype == dtype
+    sample(Recorder(), SHAPE, schedule=LINEAR, steps=2, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prediction_type", ["v", "x_start", "epsilon"])
+def test_zero_terminal_snr(sampler: str, prediction_type: str) -> None:
+    schedule = LINEAR.rescale_zero_terminal_snr()
+    options: dict[str, Any] = {"schedule": schedule, "sampler": sampler, "steps": 8}
+    options |= {"spacing": "trailing", "prediction_type": prediction_type}
+    if prediction_type == "epsilon":
+        with pytest.raises(ValueError, match="no signal at t = 999 and epsilon does not"):
+            sample(wavy, SHAPE, **options)
+        options["spacing"] = "leading"
+    x = sample(wavy, SHAPE, **options)
+    assert x.isfinite().all()
+
+
+def test_a_learned_variance_may_be_ignored_but_not_missing() -> None:
+    def both(x: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([wavy(x, t), x.cos()], 1)
+
+    for options in RUNS:
+        one = sample(both, SHAPE, schedule=LINEAR, **options)
+        assert torch.equal(one, sample(wavy, SHAPE, schedule=LINEAR, **options))
+    learned = {"schedule": LINEAR, "steps": 10, "variance_type": "learned_range"}
+    fixed = sample(both, SHAPE, schedule=LINEAR, steps=10)
+    assert not torch.equal(sample(both, SHAPE, **learned), fixed)
+    with pytest.raises(ValueError, match=r"expected \[5, 4, 4, 3\] for a learned variance"):
+        sample(wavy, SHAPE, **learned)
+
+
+def test_empty_batch() -> None:
+    assert sample(wavy, (0, 2, 3), schedule=LINEAR, steps=3).shape == (0, 2, 3)
+
+
+def test_progress_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    monkeypatch.setitem(sys.modules, "rich.progress", None)
+    sample(wavy, SHAPE, schedule=LINEAR, steps=3, progress=True)
+    assert capsys.readouterr().err.split("\r")[1:] == [
+        "sampling 1/3",
+        "sampling 2/3",
+        "sampling 3/3\n",
+    ]
+
+
+def test_progress_with_rich(capsys: Any) -> None:
+    sample(wavy, SHAPE, schedule=LINEAR, steps=3, progress=True)
+    assert "100%" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"sampler": "euler"}, "unknown sampler 'euler': choose one of ddpm, ddim, dpm\\+\\+"),
+        ({"steps": 1001}, "steps must lie in 1..1000, got 1001"),
+        ({"steps": [1, 2]}, "strictly decreasing"),
+        ({"spacing": "even", "steps": 4}, "unknown spacing 'even'"),
+        ({"eta": 0.5}, "eta belongs to sampler 'ddim'"),
+        ({"prediction_type": "noise"}, "unknown prediction_type 'noise'"),
+        ({"variance_type": "free"}, "unknown variance_type 'free'"),
+        ({"clip": -1.0}, "clip must be True, False, a positive number"),
+        ({"seed": -1}, "seed must lie in"),
+        ({"sample_index": -1}, "sample_index must lie in"),
+        ({"sample_index": torch.arange(4)}, r"sample_index must be \[5\]"),
+        ({"noise": torch.zeros(5, 2)}, r"noise must have shape \[5, 2, 4, 3\], got \[5, 2\]"),
+        ({"noise": lambda *_: torch.zeros(1)}, r"noise\(draw\) must have shape"),
+        ({"class_labels": torch.arange(3)}, r"class_labels must have shape \[5\], got \[3\]"),
+        ({"start": 500}, "start=500 begins at a given x_t"),
+        ({"start": 333, "steps": 10, "noise": torch.zeros(SHAPE)}, "the nearest is 300"),
+        ({"shape": (5,)}, r"shape must be \(N, C, ...\)"),
+    ],
+)
+def test_bad_arguments_are_refused_at_the_call(change: dict[str, Any], sentence: str) -> None:
+    arguments: dict[str, Any] = {"shape": SHAPE, "schedule": LINEAR} | change
+    with pytest.raises(ValueError, match=sentence):
+        sample_progressive(wavy, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("model", "error", "sentence"),
+    [
+        (lambda x, t: (x,), TypeError, "the model returned tuple; fastdiff takes a model"),
+        (lambda x, t: x[:, :1], ValueError, r"returned \[5, 1, 4, 3\]; expected \[5, 2, 4, 3\] or"),
+    ],
+)
+def test_bad_models_are_refused(model: Any, error: type[Exception], sentence: str) -> None:
+    with pytest.raises(error, match=sentence):
+        sample(model, SHAPE, schedule=LINEAR, steps=2)
