@@ -1,0 +1,36 @@
+"""Files written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; on success it takes the place of `path` at once.
+
+    Whatever is raised in the block, KeyboardInterrupt included, leaves the old file as it was
+    and nothing beside it. The temporary name keeps the suffix of `path`, by which writers choose
+    their format. Raises OSError where the folder is missing or not writable.
+    """
+    target = Path(path)
+    beside = target.with_name(f".{target.stem}.{secrets.token_hex(4)}{target.suffix}")
+    # Created here rather than by the writer: an unwritable folder shows before the work is done.
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    mode = beside.stat().st_mode
+    try:
+        yield beside
+        beside.chmod(mode)  # some writers make a private file of their own
+        _flush_to_disk(beside)
+        os.replace(beside, target)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _flush_to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())

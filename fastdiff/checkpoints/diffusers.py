@@ -1,0 +1,202 @@
+"""The folder format of diffusers: a UNet2DModel alone, or a DDPMPipeline that holds one."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff._files import write_whole
+from fastdiff.checkpoints._reading import WEIGHTS, CheckpointError, read_json, read_weights
+from fastdiff.checkpoints._scheduler import Process, config_of, process_of
+from fastdiff.diffusion import Clip
+from fastdiff.models.unet import UNet
+from fastdiff.schedules import NoiseSchedule
+
+BUNDLED = Path(__file__).parents[1] / "assets" / "mnist"
+# Our own addition to the folder, which diffusers passes over: a JSON list of names.
+CLASS_NAMES = "class_names.json"
+_MODEL_INDEX = {
+    "_class_name": "DDPMPipeline",
+    "scheduler": ["diffusers", "DDPMScheduler"],
+    "unet": ["diffusers", "UNet2DModel"],
+}
+_LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A UNet and all one needs to know to sample from it.
+
+    `prediction_type`, `variance_type` and `clip` are what `fastdiff.sample` takes; `class_names`
+    are the names of the labels 0, 1, ... where the checkpoint gives them.
+    """
+
+    unet: UNet
+    schedule: NoiseSchedule
+    prediction_type: str = "epsilon"
+    variance_type: str = "fixed_small"
+    clip: Clip = True
+    class_names: tuple[str, ...] | None = None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the UNet was trained with; None for an unconditional one."""
+        return self.unet.num_classes
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image; ValueError where the config does not say."""
+        size = self.unet.config.sample_size
+        if size is None:
+            raise ValueError(
+                "The UNet's config has no sample_size; give the image's size yourself."
+            )
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+
+def load(
+    folder: str | os.PathLike[str] | None = None, *, dtype: torch.dtype = torch.float32
+) -> Pretrained:
+    """Load a pipeline folder: UNet, noise schedule and how the output is read.
+
+    Without a folder, the bundled class-conditional model of 28x28 handwritten digits.
+    Raises CheckpointError for what cannot be read, or does not fit together.
+    """
+    root = _folder(BUNDLED if folder is None else folder)
+    scheduler = _part(root, "scheduler", "scheduler_config.json")
+    process = process_of(read_json(scheduler, dict), str(scheduler))
+    unet = load_unet(root, dtype=dtype)
+    _check_outputs(root, unet, process.variance_type)
+    return Pretrained(
+        unet=unet,
+        schedule=process.schedule,
+        prediction_type=process.prediction_type,
+        variance_type=process.variance_type,
+        clip=process.clip,
+        class_names=_class_names(root, unet.num_classes),
+    )
+
+
+def save(
+    folder: str | os.PathLike[str], pretrained: Pretrained, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write a folder that diffusers' DDPMPipeline loads; weights in `dtype`, or as they are.
+
+    Each file is written whole; model_index.json, which makes it a pipeline, comes last.
+    """
+    root = Path(folder)
+    process = Process(
+        pretrained.schedule, pretrained.prediction_type, pretrained.variance_type, pretrained.clip
+    )
+    scheduler = config_of(process)
+    (root / "scheduler").mkdir(parents=True, exist_ok=True)
+    save_unet(root / "unet", pretrained.unet, dtype=dtype)
+    _write_json(root / "scheduler" / "scheduler_config.json", scheduler)
+    if pretrained.class_names is not None:
+        _write_json(root / CLASS_NAMES, list(pretrained.class_names))
+    _write_json(root / "model_index.json", _MODEL_INDEX)
+
+
+def load_unet(folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> UNet:
+    """Load the UNet of a UNet's or a pipeline's folder, in eval mode; raises CheckpointError."""
+    path = _part(_folder(folder), "unet", "config.json")
+    config = read_json(path, dict)
+    kind = config.get("_class_name", "UNet2DModel")
+    if kind != "UNet2DModel":
+        raise CheckpointError(f"{path} describes a {kind}; fastdiff reads UNet2DModel.")
+    try:
+        with torch.device("meta"):
+            unet = UNet(**config)
+    except ValueError as error:
+        raise CheckpointError(f"{path} describes no UNet of fastdiff's: {error}") from None
+    weights = {_current_name(name): tensor for name, tensor in read_weights(path.parent).items()}
+    _check_fit(path.parent, unet, weights)
+    copies = {name: tensor.to(dtype, copy=True) for name, tensor in weights.items()}
+    unet.load_state_dict(copies, assign=True)
+    return unet.eval()
+
+
+def save_unet(
+    folder: str | os.PathLike[str], unet: UNet, *, dtype: torch.dtype | None = None
+) -> None:
+    """Write config.json and the weights, in `dtype` or as they are, each file whole."""
+    from safetensors.torch import save_file
+
+    root = Path(folder)
+    root.mkdir(parents=True, exist_ok=True)
+    weights = {
+        name: tensor.detach().to("cpu", dtype or tensor.dtype).contiguous()
+        for name, tensor in unet.state_dict().items()
+    }
+    with write_whole(root / f"{WEIGHTS}.safetensors") as path:
+        save_file(weights, path, metadata={"format": "pt"})
+    _write_json(root / "config.json", {"_class_name": "UNet2DModel", **unet.config.to_dict()})
+
+
+def _folder(folder: str | os.PathLike[str]) -> Path:
+    path = Path(folder)
+    if not path.is_dir():
+        raise CheckpointError(f"{path} is not a folder; give one in diffusers' format.")
+    return path
+
+
+def _part(root: Path, part: str, file: str) -> Path:
+    # The oldest pipelines (google/ddpm-*) keep every file in the root.
+    nested = root / part / file
+    return nested if (root / part).is_dir() else root / file
+
+
+def _current_name(name: str) -> str:
+    """Turn the attention names of diffusers before 0.15 into today's."""
+    *path, part, leaf = ["", "", *name.split(".")]
+    if "attentions" in path:
+        part = _LEGACY_ATTENTION.get(part, part)
+    return ".".join([*path, part, leaf]).lstrip(".")
+
+
+def _check_fit(folder: Path, unet: UNet, weights: dict[str, Tensor]) -> None:
+    expected = {name: list(tensor.shape) for name, tensor in unet.state_dict().items()}
+    found = {name: list(tensor.shape) for name, tensor in weights.items()}
+    differing = [name for name in (expected | found) if expected.get(name) != found.get(name)]
+    if differing:
+        shown = "; ".join(
+            f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
+            for name in differing[:3]
+        )
+        raise CheckpointError(
+            f"The weights in {folder} do not fit its config.json, "
+            f"{len(differing)} tensors differ: {shown}."
+        )
+
+
+def _check_outputs(folder: Path, unet: UNet, variance_type: str) -> None:
+    channels = unet.config.in_channels
+    expected = 2 * channels if variance_type.startswith("learned") else channels
+    if unet.config.out_channels != expected:
+        raise CheckpointError(
+            f"{folder} pairs variance_type {variance_type!r} with a UNet of "
+            f"{unet.config.out_channels} output channels; with {channels} channels in, "
+            f"it takes {expected}."
+        )
+
+
+def _class_names(folder: Path, num_classes: int | None) -> tuple[str, ...] | None:
+    path = folder / CLASS_NAMES
+    if num_classes is None or not path.exists():
+        return None
+    names = read_json(path, list)
+    if len(names) != num_classes or not all(isinstance(name, str) for name in names):
+        raise CheckpointError(f"{path} has to name each of the {num_classes} classes; it does not.")
+    return tuple(names)
+
+
+def _write_json(path: Path, content: dict[str, Any] | list[str]) -> None:
+    with write_whole(path) as beside:
+        beside.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,222 @@
+"""The parts of a UNet: residual block, attention block, resampling, and one resolution's worth."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastdiff.models.config import UNetConfig
+from fastdiff.ops import group_norm_silu
+
+
+class Norm(nn.GroupNorm):
+    """GroupNorm with, in the same pass, the AdaGN scale and shift and the SiLU that follow it."""
+
+    def forward(
+        self,
+        x: Tensor,
+        *,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        silu: bool = True,
+    ) -> Tensor:
+        """x [N, C, H, W]; scale and shift [N, C] -> [N, C, H, W]."""
+        return group_norm_silu(
+            x, self.num_groups, self.weight, self.bias, self.eps,
+            scale=scale, shift=shift, silu=silu,
+        )  # fmt: skip
+
+
+class ResidualBlock(nn.Module):
+    """x + conv2(norm2(conv1(resample(norm1(x)))), time), as in Ho et al. 2020 and ADM.
+
+    `resample` "up" or "down" makes it the BigGAN block of Dhariwal and Nichol 2021, section 3:
+    both branches change resolution, by nearest neighbour or by the mean of 2x2.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        in_channels: int,
+        out_channels: int,
+        *,
+        residual_scale: float,
+        resample: str | None = None,
+    ) -> None:
+        super().__init__()
+        self.scale_shift = config.resnet_time_scale_shift == "scale_shift"
+        self.residual_scale = residual_scale
+        self.resample = resample
+        groups, eps = config.norm_num_groups, config.norm_eps
+        self.norm1 = Norm(groups, in_channels, eps)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        time_channels = 2 * out_channels if self.scale_shift else out_channels
+        self.time_emb_proj = nn.Linear(config.time_embed_dim, time_channels)
+        self.norm2 = Norm(groups, out_channels, eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv_shortcut = (
+            nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
+        )
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x [N, C, H, W], time [N, time_embed_dim] after its SiLU -> [N, out_channels, H', W']."""
+        h = self.conv1(self._resampled(self.norm1(x)))
+        time = self.time_emb_proj(time)
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h, scale=scale, shift=shift)
+        else:
+            h = self.norm2(h + time[:, :, None, None])
+        h = self.conv2(self.dropout(h))
+        x = self._resampled(x)
+        if self.conv_shortcut is not None:
+            x = self.conv_shortcut(x)
+        return residual_sum(x, h, self.residual_scale)
+
+    def _resampled(self, x: Tensor) -> Tensor:
+        if self.resample == "up":
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if self.resample == "down":
+            return F.avg_pool2d(x, 2)
+        return x
+
+
+class Attention(nn.Module):
+    """Self-attention among the positions of a feature map, added to it (Ho et al. 2020)."""
+
+    def __init__(
+        self, config: UNetConfig, channels: int, groups: int | None, *, residual_scale: float
+    ) -> None:
+        super().__init__()
+        self.heads = config.heads(channels)
+        self.residual_scale = residual_scale
+        self.group_norm = None if groups is None else Norm(groups, channels, config.norm_eps)
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H, W]."""
+        h = x if self.group_norm is None else self.group_norm(x, silu=False)
+        tokens = h.flatten(2).transpose(1, 2)
+        q, k, v = (
+            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+            for project in (self.to_q, self.to_k, self.to_v)
+        )
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        h = self.to_out[0](mixed).transpose(1, 2).unflatten(2, x.shape[2:])
+        return residual_sum(x, h, self.residual_scale)
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a strided 3x3 convolution."""
+
+    def __init__(self, channels: int, padding: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=padding)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H/2, W/2]."""
+        # TensorFlow's "same" padding, which Ho's weights were trained with: right and below only.
+        x = F.pad(x, (0, 1, 0, 1)) if self.conv.padding == (0, 0) else x
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Double the resolution by nearest neighbour, then a 3x3 convolution."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, 2H, 2W]."""
+        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return out
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention or not."""
+
+    def __init__(self, resnets: Iterable[nn.Module], attentions: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.resnets = nn.ModuleList(resnets)
+        self.attentions = nn.ModuleList(attentions)
+
+    def block(self, i: int, x: Tensor, time: Tensor) -> Tensor:
+        """Run the i-th residual block and the attention that follows it, if one does."""
+        x = self.resnets[i](x, time)
+        if i < len(self.attentions):
+            x = self.attentions[i](x)
+        return x
+
+
+class DownLevel(Level):
+    """A level on the way down, which ends in halving the resolution, except the last."""
+
+    def __init__(
+        self,
+        resnets: Iterable[nn.Module],
+        attentions: Iterable[nn.Module],
+        downsampler: nn.Module | None,
+    ) -> None:
+        super().__init__(resnets, attentions)
+        self.downsamplers = nn.ModuleList([] if downsampler is None else [downsampler])
+
+    def forward(self, x: Tensor, time: Tensor) -> list[Tensor]:
+        """Return every feature map on the way; the last one goes on to the next level."""
+        states = []
+        for i in range(len(self.resnets)):
+            x = self.block(i, x, time)
+            states.append(x)
+        for sampler in self.downsamplers:
+            states.append(_resampled(sampler, x, time))
+        return states
+
+
+class MiddleLevel(Level):
+    """The blocks at the lowest resolution, between the way down and the way up."""
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H, W]."""
+        for i in range(len(self.resnets)):
+            x = self.block(i, x, time)
+        return x
+
+
+class UpLevel(Level):
+    """A level on the way up, which ends in doubling the resolution, except the last."""
+
+    def __init__(
+        self,
+        resnets: Iterable[nn.Module],
+        attentions: Iterable[nn.Module],
+        upsampler: nn.Module | None,
+    ) -> None:
+        super().__init__(resnets, attentions)
+        self.upsamplers = nn.ModuleList([] if upsampler is None else [upsampler])
+
+    def forward(self, x: Tensor, skips: list[Tensor], time: Tensor) -> Tensor:
+        """Take one map off the end of `skips` for each residual block, and join it to x."""
+        for i in range(len(self.resnets)):
+            x = self.block(i, torch.cat((x, skips.pop()), dim=1), time)
+        for sampler in self.upsamplers:
+            x = _resampled(sampler, x, time)
+        return x
+
+
+def residual_sum(x: Tensor, h: Tensor, scale: float) -> Tensor:
+    """(x + h) * scale."""
+    x = x + h
+    return x if scale == 1.0 else x * scale
+
+
+def _resampled(sampler: nn.Module, x: Tensor, time: Tensor) -> Tensor:
+    out: Tensor = sampler(x, time) if isinstance(sampler, ResidualBlock) else sampler(x)
+    return out
