@@ -1,0 +1,55 @@
+"""Sampling, training and scoring of DDPM-family diffusion models, fast and exact.
+
+Public names load on first use, so that ``fastdiff doctor`` runs where torch does not.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastdiff._version import __version__
+
+if TYPE_CHECKING:
+    from fastdiff.checkpoints import CheckpointError as CheckpointError
+    from fastdiff.checkpoints import Pretrained as Pretrained
+    from fastdiff.checkpoints import load as load
+    from fastdiff.diffusion import DynamicThresholding as DynamicThresholding
+    from fastdiff.models import UNet as UNet
+    from fastdiff.samplers import SampleStep as SampleStep
+    from fastdiff.samplers import ddim_invert as ddim_invert
+    from fastdiff.samplers import interpolate_ddim as interpolate_ddim
+    from fastdiff.samplers import interpolate_ddpm as interpolate_ddpm
+    from fastdiff.samplers import sample as sample
+    from fastdiff.samplers import sample_progressive as sample_progressive
+    from fastdiff.samplers import slerp as slerp
+    from fastdiff.schedules import NoiseSchedule as NoiseSchedule
+    from fastdiff.schedules import timesteps as timesteps
+
+_HOME = {
+    "CheckpointError": "fastdiff.checkpoints",
+    "DynamicThresholding": "fastdiff.diffusion",
+    "NoiseSchedule": "fastdiff.schedules",
+    "Pretrained": "fastdiff.checkpoints",
+    "SampleStep": "fastdiff.samplers",
+    "UNet": "fastdiff.models",
+    "ddim_invert": "fastdiff.samplers",
+    "interpolate_ddim": "fastdiff.samplers",
+    "interpolate_ddpm": "fastdiff.samplers",
+    "load": "fastdiff.checkpoints",
+    "sample": "fastdiff.samplers",
+    "sample_progressive": "fastdiff.samplers",
+    "slerp": "fastdiff.samplers",
+    "timesteps": "fastdiff.schedules",
+}
+__all__ = ["__version__", *_HOME]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})
