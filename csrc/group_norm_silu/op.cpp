@@ -1,0 +1,156 @@
+// Attaches the kernels of fastdiff::group_norm_silu; its schema stands in fastdiff/ops.
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <array>
+#include <optional>
+#include <tuple>
+
+#include "../common/native_calls.h"
+#include "params.h"
+
+#ifdef FASTDIFF_CUDA
+// Weak, so that the library loads where torch has no CUDA.
+extern "C" __attribute__((weak)) AOTITorchError
+aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
+#endif
+
+namespace fastdiff {
+namespace {
+
+using torch::headeronly::MemoryFormat;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+
+std::optional<DType> kernel_dtype(const Tensor& tensor) {
+  switch (tensor.scalar_type()) {
+    case ScalarType::Float:
+      return DType::float32;
+    case ScalarType::Half:
+      return DType::float16;
+    case ScalarType::BFloat16:
+      return DType::bfloat16;
+    default:
+      return std::nullopt;
+  }
+}
+
+// Whether channels vary fastest, then the last axis, and the sample slowest, without gaps.
+bool is_channels_last(const Tensor& x) {
+  if (x.is_contiguous() || (x.dim() != 4 && x.dim() != 5)) return false;
+  std::int64_t expected = 1;
+  const auto matches = [&](std::int64_t axis) {
+    const bool match = x.size(axis) == 1 || x.stride(axis) == expected;
+    expected *= x.size(axis);
+    return match;
+  };
+  if (!matches(1)) return false;
+  for (std::int64_t axis = x.dim() - 1; axis >= 2; --axis) {
+    if (!matches(axis)) return false;
+  }
+  return matches(0);
+}
+
+bool covered(const Tensor& x, const std::array<const MaybeTensor*, 4>& vectors) {
+  if (!kernel_dtype(x)) return false;
+  for (const MaybeTensor* vector : vectors) {
+    if (*vector && !kernel_dtype(**vector)) return false;
+  }
+  return true;
+}
+
+ChannelVector channel_vector(const MaybeTensor& tensor) {
+  if (!tensor) return {};
+  const bool by_sample = tensor->dim() == 2;
+  return {tensor->const_data_ptr(), by_sample ? tensor->stride(0) : 0,
+          tensor->stride(by_sample ? 1 : 0), *kernel_dtype(*tensor)};
+}
+
+Outputs reference(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
+                  const MaybeTensor& bias, double eps, const MaybeTensor& scale,
+                  const MaybeTensor& shift, bool silu) {
+  using torch::stable::detail::from;
+  using torch::stable::detail::to;
+  std::array<StableIValue, 8> stack{from(x),   from(groups), from(weight), from(bias),
+                                    from(eps), from(scale),  from(shift),  from(silu)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("fastdiff::group_norm_silu", "reference",
+                                                      stack.data(), TORCH_ABI_VERSION));
+  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+}
+
+template <class Launch>
+Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
+            const MaybeTensor& bias, double eps, const MaybeTensor& scale, const MaybeTensor& shift,
+            bool silu, const Launch& launch) {
+  if (!covered(x, {&weight, &bias, &scale, &shift})) {
+    return reference(x, groups, weight, bias, eps, scale, shift, silu);
+  }
+  const std::int64_t N = x.size(0), C = x.size(1);
+  STD_TORCH_CHECK(groups > 0 && C % groups == 0, "fastdiff::group_norm_silu: ", groups,
+                  " groups do not divide ", C, " channels");
+  const bool channels_last = is_channels_last(x);
+  const Tensor input = channels_last ? x : torch::stable::contiguous(x);
+  const MemoryFormat format = !channels_last ? MemoryFormat::Contiguous
+                              : x.dim() == 4 ? MemoryFormat::ChannelsLast
+                                             : MemoryFormat::ChannelsLast3d;
+  const auto like_x = [&](auto sizes, ScalarType dtype, MemoryFormat memory_format) {
+    return torch::stable::empty(sizes, dtype, std::nullopt, x.device(), std::nullopt,
+                                memory_format);
+  };
+  const std::array<std::int64_t, 2> by_group{N, groups};
+  Tensor y = like_x(x.sizes(), x.scalar_type(), format);
+  Tensor mean = like_x(by_group, ScalarType::Float, MemoryFormat::Contiguous);
+  Tensor rstd = like_x(by_group, ScalarType::Float, MemoryFormat::Contiguous);
+  if (x.numel() > 0) {
+    launch(GroupNormSiluParams{
+        input.const_data_ptr(), y.mutable_data_ptr(), static_cast<float*>(mean.mutable_data_ptr()),
+        static_cast<float*>(rstd.mutable_data_ptr()), channel_vector(weight), channel_vector(bias),
+        channel_vector(scale), channel_vector(shift), N, C, x.numel() / (N * C), groups, eps,
+        *kernel_dtype(x), channels_last, silu});
+  }
+  return {y, mean, rstd};
+}
+
+CallCounter cpu_calls("group_norm_silu.cpu");
+
+Outputs cpu(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias, double eps,
+            MaybeTensor scale, MaybeTensor shift, bool silu) {
+  return run(x, groups, weight, bias, eps, scale, shift, silu, [](const GroupNormSiluParams& p) {
+    cpu_calls.add();
+    group_norm_silu_cpu(p);
+  });
+}
+
+#ifdef FASTDIFF_CUDA
+CallCounter cuda_calls("group_norm_silu.cuda");
+
+Outputs cuda(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias, double eps,
+             MaybeTensor scale, MaybeTensor shift, bool silu) {
+  const auto device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  return run(x, groups, weight, bias, eps, scale, shift, silu, [&](const GroupNormSiluParams& p) {
+    void* stream = nullptr;
+    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    cuda_calls.add();
+    const char* error = group_norm_silu_cuda(p, stream);
+    STD_TORCH_CHECK(error == nullptr, "fastdiff::group_norm_silu: ", error);
+  });
+}
+#endif
+
+}  // namespace
+}  // namespace fastdiff
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
+  library.impl("group_norm_silu", TORCH_BOX(&fastdiff::cpu));
+}
+
+#ifdef FASTDIFF_CUDA
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CUDA, library) {
+  library.impl("group_norm_silu", TORCH_BOX(&fastdiff::cuda));
+}
+#endif

@@ -1,0 +1,27 @@
+#pragma once
+
+#include <cstdint>
+
+#include "../common/dtype.h"
+
+namespace fastdiff {
+
+// y = act((1 + scale) * (weight * (x - mean) * rstd + bias) + shift), mean and rstd by group.
+struct GroupNormSiluParams {
+  const void* x;  // [N, C, spatial], or [N, spatial, C] where channels_last
+  void* y;        // as x
+  float* mean;    // [N, groups]
+  float* rstd;    // [N, groups]
+  ChannelVector weight, bias, scale, shift;
+  std::int64_t batch, channels, spatial, groups;
+  double eps;
+  DType dtype;  // of x and y
+  bool channels_last, silu;
+};
+
+void group_norm_silu_cpu(const GroupNormSiluParams& params);
+
+// Returns the error's text, or null. `stream` is a cudaStream_t of the current device.
+const char* group_norm_silu_cuda(const GroupNormSiluParams& params, void* stream);
+
+}  // namespace fastdiff

@@ -1,0 +1,7 @@
+"""fastdiff's ops: each a reference in PyTorch, with native kernels where they are installed."""
+
+from .denoise_step import denoise_step
+from .group_norm_silu import group_norm_silu
+from .philox_normal import philox_normal
+
+__all__ = ["denoise_step", "group_norm_silu", "philox_normal"]

@@ -1,0 +1,133 @@
+"""The op library `fastdiff`: defines every op and loads the native kernels for them.
+
+Each op is defined in Python with its reference as the default kernel. The native library, where
+one was built, attaches C++ and CUDA kernels to the same ops when it is loaded; the dispatcher then
+picks by the tensor's device.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+_library = torch.library.Library("fastdiff", "FRAGMENT")
+_ops: dict[str, torch._ops.OpOverload] = {}
+
+
+def define(
+    schema: str,
+    *,
+    reference: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Callable[..., Any] | None = None,
+    setup_context: Callable[..., Any] | None = None,
+) -> torch._ops.OpOverload:
+    """Define the op `fastdiff::<name>` and return it.
+
+    Args:
+        schema: `name(Tensor x, int n, ...) -> Tensor`, in the grammar of `torch.library`.
+        reference: PyTorch code that serves every device without a kernel of its own. It also stands
+            as the overload `<name>.reference`, to which native kernels hand the inputs they do not
+            cover.
+        fake: shapes, strides and dtypes of the outputs, without data.
+        backward, setup_context: as for `torch.library.register_autograd`. An op without a backward
+            raises `NotImplementedError` when a gradient is asked of it.
+    """
+    name = schema[: schema.index("(")]
+    for overload, kernel in (("", _default_kernel(name, reference)), (".reference", reference)):
+        _library.define(schema.replace("(", f"{overload}(", 1))
+        _library.impl(f"{name}{overload}", kernel, "CompositeExplicitAutograd")
+        torch.library.register_fake(f"fastdiff::{name}{overload}", fake, lib=_library)
+    torch.library.register_autograd(
+        f"fastdiff::{name}",
+        backward or _refuse_gradient(name),
+        setup_context=setup_context,
+        lib=_library,
+    )
+    _ops[name] = getattr(torch.ops.fastdiff, name).default
+    return _ops[name]
+
+
+def ops() -> dict[str, torch._ops.OpOverload]:
+    """Every op defined so far, by name."""
+    return dict(_ops)
+
+
+def native_kernel(op: str, device: str) -> bool:
+    """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA") beside the reference."""
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op}", device))
+
+
+def native_calls(op: str, device: str) -> int:
+    """How many calls the native kernel of `op` for `device` has served in this process."""
+    if _native is None:
+        return 0
+    count = _native.fastdiff_native_calls
+    count.argtypes, count.restype = [ctypes.c_char_p], ctypes.c_int64
+    return int(count(f"{op}.{device.lower()}".encode()))
+
+
+def native_path() -> Path | None:
+    """The native library's file, or None where none was built."""
+    return next(iter(sorted(Path(__file__).parents[1].glob("_native*.so"))), None)
+
+
+def native_error() -> str | None:
+    """Why the native library is not in use, or None where it is."""
+    return _native_error
+
+
+def _default_kernel(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(reference)
+    def kernel(*args: Any, **kwargs: Any) -> Any:
+        if any(isinstance(arg, torch.Tensor) and arg.is_cuda for arg in args):
+            _miss_cuda_kernel(name)
+        return reference(*args, **kwargs)
+
+    return kernel
+
+
+def _miss_cuda_kernel(name: str) -> None:
+    reason = _native_error or "the native library holds no CUDA kernel for it"
+    message = (
+        f"fastdiff::{name} runs its PyTorch reference on this CUDA tensor, since {reason}; "
+        "`fastdiff doctor` says how to mend it"
+    )
+    if os.environ.get("FASTDIFF_STRICT") == "1":
+        raise RuntimeError(f"{message}, and FASTDIFF_STRICT=0 allows it")
+    _warn_once(message)
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, RuntimeWarning, stacklevel=3)
+
+
+def _refuse_gradient(name: str) -> Callable[..., Any]:
+    def backward(ctx: Any, *grads: Any) -> Any:
+        raise NotImplementedError(
+            f"fastdiff::{name} has no gradient; call it under torch.no_grad(), or detach its inputs"
+        )
+
+    return backward
+
+
+def _load_native() -> tuple[ctypes.CDLL | None, str | None]:
+    path = native_path()
+    if path is None:
+        return None, "fastdiff was installed without its native library"
+    try:
+        torch.ops.load_library(str(path))
+        return ctypes.CDLL(str(path)), None
+    except Exception as error:  # a broken library must cost its speed alone, never the import
+        return None, f"{path.name} does not load ({error})"
+
+
+_native, _native_error = _load_native()

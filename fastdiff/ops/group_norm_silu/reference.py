@@ -1,0 +1,62 @@
+"""Group normalisation, modulation and SiLU in plain PyTorch."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def group_norm_silu(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    group_norm_eps: float,
+    scale: Tensor | None = None,
+    shift: Tensor | None = None,
+    silu: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The output like `x`, and each group's mean and 1/std [N, groups] in `statistics_dtype(x)`.
+
+    Wu and He, "Group Normalization" (2018), eq. 1 to 4; the modulation is the AdaGN of Dhariwal and
+    Nichol (2021), section 3.
+    """
+    dtype = statistics_dtype(x)
+    weight, bias, scale, shift = (
+        None if p is None else p.to(dtype) for p in (weight, bias, scale, shift)
+    )
+    N, C = x.shape[:2]
+    wide = x.to(dtype).contiguous()  # ATen's channels-last variance cancels for large offsets
+    y, mean, rstd = torch.native_group_norm(
+        wide, weight, bias, N, C, math.prod(x.shape[2:]), groups, group_norm_eps
+    )
+    if scale is not None:
+        y = y * (1 + per_channel(scale, x))
+    if shift is not None:
+        y = y + per_channel(shift, x)
+    if silu:
+        y = F.silu(y)
+    return y.to(x.dtype).contiguous(memory_format=memory_format(x)), mean, rstd
+
+
+def statistics_dtype(x: Tensor) -> torch.dtype:
+    """The dtype in which the statistics of `x` are taken."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def per_channel(p: Tensor, x: Tensor) -> Tensor:
+    """`p` [C] or [N, C] shaped to broadcast over the spatial axes of `x` [N, C, *spatial]."""
+    return p.reshape(*p.shape, *[1] * (x.dim() - 2))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """The memory format of the output: channels-last where `x` is so and not also contiguous."""
+    if not x.is_contiguous():
+        if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
+            return torch.channels_last
+        if x.dim() == 5 and x.is_contiguous(memory_format=torch.channels_last_3d):
+            return torch.channels_last_3d
+    return torch.contiguous_format
