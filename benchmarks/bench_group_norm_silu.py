@@ -1,0 +1,59 @@
+"""group_norm_silu against eager and compiled PyTorch on the shapes of the ddpm-cifar10-32 UNet.
+
+python -m pytest benchmarks/bench_group_norm_silu.py -s
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from benchmarks.interleave import medians
+from fastdiff.ops import _library, group_norm_silu
+from fastdiff.ops.group_norm_silu import reference
+from tests.judge import assert_close_by_law4
+
+GROUPS, EPS = 32, 1e-6
+FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return F.silu(F.group_norm(x, GROUPS, weight, bias, EPS))
+
+
+def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return group_norm_silu(x, GROUPS, weight, bias, EPS)
+
+
+def truth(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return reference.group_norm_silu(x, GROUPS, weight, bias, EPS)[0]
+
+
+@pytest.mark.parametrize("layout", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
+@pytest.mark.parametrize(
+    ("channels", "side"), [(128, 32), (256, 32), (256, 16), (512, 8), (512, 4)]
+)
+@pytest.mark.parametrize("batch", [1, 8])
+@torch.inference_mode()
+def test_forward(
+    benchmark: Any, batch: int, channels: int, side: int, dtype: torch.dtype, layout: str
+) -> None:
+    assert _library.native_kernel("group_norm_silu", "CPU"), "nothing to measure: see doctor"
+    torch.manual_seed(0)
+    x = torch.randn(batch, channels, side, side, dtype=dtype).to(memory_format=FORMATS[layout])
+    inputs = (x, torch.randn(channels, dtype=dtype), torch.randn(channels, dtype=dtype))
+    assert_close_by_law4(fused(*inputs), truth, *inputs)
+
+    compiled = torch.compile(eager, fullgraph=True, dynamic=False)
+    rivals = {"fastdiff": fused, "eager": eager, "compile": compiled}
+    seconds = medians({name: lambda f=f: f(*inputs) for name, f in rivals.items()})
+    benchmark.extra_info["medians_us"] = {name: 1e6 * s for name, s in seconds.items()}
+    for peer in ("eager", "compile"):
+        benchmark.extra_info[f"ratio_to_{peer}"] = seconds[peer] / seconds["fastdiff"]
+    print("  " + "  ".join(f"{name} {1e6 * s:.0f} us" for name, s in seconds.items()))
+    benchmark.pedantic(fused, inputs, rounds=20, warmup_rounds=2)
