@@ -96,6 +96,7 @@ def _run(trainer: Trainer, save_every: int, sample_every: int) -> None:
 
 @contextmanager
 def _progress_bar(trainer: Trainer) -> Iterator[Callable[[Progress], None]]:
+    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 
@@ -106,7 +107,7 @@ def _progress_bar(trainer: Trainer) -> Iterator[Callable[[Progress], None]]:
         TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"),
         TimeRemainingColumn(),
     )
-    with Bar(*columns) as bar:
+    with Bar(*columns, console=Console(stderr=True)) as bar:
         task = bar.add_task(
             "", total=trainer.config.steps, completed=trainer.step, loss=float("nan"), speed=0.0
         )

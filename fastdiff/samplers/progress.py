@@ -11,11 +11,12 @@ from contextlib import contextmanager
 def progress_bar(label: str = "sampling") -> Iterator[Callable[[int, int], None]]:
     """Yields show(done, total)."""
     try:
+        from rich.console import Console
         from rich.progress import Progress
     except ImportError:
         yield _line(label)
         return
-    with Progress() as bar:
+    with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task(label)
         yield lambda done, total: bar.update(task, completed=done, total=total)
 
