@@ -77,8 +77,8 @@ Outputs reference(const Tensor& x, std::int64_t groups, const MaybeTensor& weigh
   using torch::stable::detail::to;
   std::array<StableIValue, 8> stack{from(x),   from(groups), from(weight), from(bias),
                                     from(eps), from(scale),  from(shift),  from(silu)};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("fastdiff::group_norm_silu", "reference",
-                                                      stack.data(), TORCH_ABI_VERSION));
+  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("fastdiff::group_norm_silu", "reference",
+                                               stack.data(), TORCH_ABI_VERSION));
   return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
 }
 
@@ -134,7 +134,7 @@ Outputs cuda(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias
   const torch::stable::accelerator::DeviceGuard guard(device);
   return run(x, groups, weight, bias, eps, scale, shift, silu, [&](const GroupNormSiluParams& p) {
     void* stream = nullptr;
-    STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     cuda_calls.add();
     const char* error = group_norm_silu_cuda(p, stream);
     STD_TORCH_CHECK(error == nullptr, "fastdiff::group_norm_silu: ", error);
