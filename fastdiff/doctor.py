@@ -130,7 +130,10 @@ def _check_native(part: str) -> Iterator[Finding]:
 
     path, error = _library.native_path(), _library.native_error()
     if path is None:
-        advice = f"every op runs as plain PyTorch; install a C++ compiler, then {_REBUILD}"
+        advice = (
+            "every op runs as plain PyTorch; install a C++ compiler if there is none, then "
+            f"FASTDIFF_BUILD=cpu {_REBUILD}, which tells what it lacks"
+        )
         yield Finding(part, MISSING, "not built", advice)
     elif error is not None:
         yield Finding(part, BROKEN, error, f"every op runs as plain PyTorch; {_REBUILD}")
@@ -205,3 +208,7 @@ def _print_table(found: Report) -> None:
             cell.append(f"\n-> {finding.advice}", style="yellow")
         table.add_row(finding.part, Text(finding.state, style=colours[finding.state]), cell)
     Console().print(table)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
