@@ -16,9 +16,19 @@ def progress_bar(label: str = "sampling") -> Iterator[Callable[[int, int], None]
     except ImportError:
         yield _line(label)
         return
-    with Progress(console=Console(stderr=True)) as bar:
-        task = bar.add_task(label)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
+    bar = Progress(console=Console(stderr=True))
+    task = bar.add_task(label)
+
+    def show(done: int, total: int) -> None:
+        # Not before the first step: what is wrong with the arguments would come below an empty bar.
+        bar.start()
+        bar.update(task, completed=done, total=total)
+
+    try:
+        yield show
+    finally:
+        if bar.live.is_started:
+            bar.stop()
 
 
 def _line(label: str) -> Callable[[int, int], None]:

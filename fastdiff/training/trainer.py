@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -281,6 +282,9 @@ def _keep_log_up_to(path: Path, step: int) -> None:
 def _stop_after_step() -> Iterator[Callable[[], bool]]:
     """Turns the first Ctrl-C into a flag, so that no step is cut in half."""
     pressed = False
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False  # Python delivers signals to the main thread alone
+        return
 
     def remember(number: int, frame: FrameType | None) -> None:
         nonlocal pressed

@@ -152,7 +152,11 @@ def test_ctrl_c_leaves_nothing_half_written(tiny_model, tmp_path):
     command = [sys.executable, "-c", "from fastdiff.cli import main; main()", "sample"]
     options = [tiny_model, "--num", "64", "--sampler", "ddpm", "--batch-size", "1", "--out", out]
     with subprocess.Popen(
-        [*command, *map(str, options)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*command, *map(str, options)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
     ) as process:
         time.sleep(5)
         assert process.poll() is None

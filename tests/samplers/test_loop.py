@@ -180,7 +180,13 @@ def test_progress_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> 
 
 def test_progress_with_rich(capsys: Any) -> None:
     sample(wavy, SHAPE, schedule=LINEAR, steps=3, progress=True)
-    assert "100%" in capsys.readouterr().out
+    assert "100%" in capsys.readouterr().err
+
+
+def test_no_bar_stands_above_an_error(capsys: Any) -> None:
+    with pytest.raises(ValueError, match="1001"):
+        sample(wavy, SHAPE, schedule=LINEAR, steps=1001, progress=True)
+    assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(

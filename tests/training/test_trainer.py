@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import signal
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -88,6 +89,15 @@ def test_a_killed_run_goes_on_from_its_last_saved_state(config, tmp_path):
         assert whole.split(",")[:2] == killed.split(",")[:2]
 
 
+@pytest.fixture
+def ctrl_c():
+    """Python's own way with SIGINT, where a shell may have told it to ignore that."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_ctrl_c_saves_the_finished_step(config, tmp_path):
     def press(progress):
         if progress.step == 2:
@@ -101,6 +111,13 @@ def test_ctrl_c_saves_the_finished_step(config, tmp_path):
     assert resumed.step == 2
     run(resumed)
     assert_same_state(tmp_path / "whole", tmp_path / "pressed")
+
+
+def test_a_run_in_a_thread_needs_no_signal(config, tmp_path):
+    trainer = Trainer.start(config, tmp_path / "run", CPU)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(run, trainer).result()
+    assert trainer.step == 6
 
 
 def test_one_step_is_the_gradient_step_of_algorithm_1(config, tmp_path):
