@@ -3,5 +3,6 @@
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
 from .philox_normal import philox_normal
+from .q_sample import q_sample
 
-__all__ = ["denoise_step", "group_norm_silu", "philox_normal"]
+__all__ = ["denoise_step", "group_norm_silu", "philox_normal", "q_sample"]

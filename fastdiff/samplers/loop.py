@@ -333,7 +333,7 @@ def _walk(
         threshold = None
         if isinstance(clip, DynamicThresholding):
             threshold = clip.bound(predict_x_start(x, out, step, table))
-        x_prev, pred = denoise_step(
+        x_prev, pred, _ = denoise_step(
             x,
             out,
             step,
@@ -341,8 +341,10 @@ def _walk(
             clip=bound,
             threshold=threshold,
             x_start_before=before,
+            return_pred_x_start=True,
             **step_noise(row),
         )
+        assert pred is not None
         yield SampleStep(row, len(table), t, x, pred, x_prev)
         x, before = x_prev, pred if plan.multistep else None
 

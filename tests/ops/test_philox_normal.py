@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fastdiff.ops import _library
 from fastdiff.ops.philox_normal import philox_normal, reference
 
 f32 = np.float32
@@ -204,10 +205,19 @@ def test_nothing_is_correlated() -> None:
 def test_a_batch_is_its_samples() -> None:
     index = indices(0, 7, 2**31, 2**31 + 5, 2**32, 2**48 - 1)
     whole = philox_normal((6, 3, 5, 7), 9, sample_index=index, draw=3)
+    assert torch.equal(bits(whole), bits(by_reference((6, 3, 5, 7), 9, index, 3, 0)))
     for i in range(6):
         one = philox_normal((1, 3, 5, 7), 9, sample_index=index[i : i + 1], draw=3)
         assert torch.equal(bits(whole[i : i + 1]), bits(one))
     assert len({float(x) for x in whole[:, 0, 0, 0]}) == 6
+
+
+def test_256_samples_are_256_batches_of_one() -> None:
+    index = torch.arange(256)
+    whole = philox_normal((256, 3, 9, 9), 3, sample_index=index)
+    for i in range(256):
+        one = philox_normal((1, 3, 9, 9), 3, sample_index=index[i : i + 1])
+        assert torch.equal(bits(whole[i : i + 1]), bits(one))
 
 
 def test_elements_count_in_logical_order() -> None:
@@ -222,6 +232,55 @@ def test_a_draw_for_each_sample() -> None:
     mixed = philox_normal((3, 8), 1, sample_index=index, draw=indices(4, 0, 9))
     for i, draw in enumerate((4, 0, 9)):
         assert torch.equal(mixed[i], philox_normal((3, 8), 1, sample_index=index, draw=draw)[i])
+
+
+def by_reference(
+    shape: tuple[int, ...], seed: int, index: torch.Tensor, draw: int, stream: int
+) -> torch.Tensor:
+    signed = seed - 2**64 if seed >= 2**63 else seed
+    draws = torch.full_like(index, draw)
+    return reference.philox_normal(list(shape), signed, index, draws, stream, torch.float32)
+
+
+@settings(deadline=None)
+@given(
+    st.integers(0, 2**64 - 1),
+    st.lists(st.integers(0, 2**48 - 1), min_size=1, max_size=4),
+    st.integers(0, 2**32 - 1),
+    st.integers(0, 2**16 - 1),
+    st.lists(st.integers(1, 60), max_size=3),
+)
+def test_the_native_kernel_gives_the_references_bits(
+    seed: int, samples: list[int], draw: int, stream: int, rest: list[int]
+) -> None:
+    assert _library.native_kernel("philox_normal", "CPU")
+    calls = _library.native_calls("philox_normal", "CPU")
+    shape, index = (len(samples), *rest), indices(*samples)
+    got = philox_normal(shape, seed, sample_index=index, draw=draw, stream=stream)
+    assert _library.native_calls("philox_normal", "CPU") == calls + 1
+    assert torch.equal(bits(got), bits(by_reference(shape, seed, index, draw, stream)))
+
+
+@pytest.mark.many_threads
+def test_a_million_native_normals_are_the_references() -> None:
+    """Enough to meet every quadrant, exponent and rounding, and to be cut among threads."""
+    shape, index = (2, 3, 419, 419), indices(11, 2**40)
+    got = philox_normal(shape, 77, sample_index=index, draw=5, stream=2)
+    assert torch.equal(bits(got), bits(by_reference(shape, 77, index, 5, 2)))
+
+
+def test_strided_indices_and_draws() -> None:
+    index = torch.arange(12)[::3]
+    got = philox_normal((4, 7), 1, sample_index=index, draw=torch.arange(1).expand(4))
+    assert torch.equal(got, philox_normal((4, 7), 1, sample_index=index.clone()))
+
+
+def test_compiles_whole() -> None:
+    def noise(index: torch.Tensor) -> torch.Tensor:
+        return philox_normal((3, 10), 4, sample_index=index, draw=index + 1) + 1
+
+    index = torch.arange(3)
+    assert torch.equal(torch.compile(noise, fullgraph=True)(index), noise(index))
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

@@ -15,17 +15,24 @@ def denoise_step(
     model_output: Tensor,
     step: Tensor,
     table: Tensor,
+    uncond_output: Tensor | None,
+    guidance_scale: float,
     clip: float | None,
     threshold: Tensor | None,
     x_start_before: Tensor | None,
     noise: Tensor | None,
-    seed: int,
+    seed: Tensor | None,
     sample_index: Tensor | None,
     stream: int,
-) -> tuple[Tensor, Tensor]:
-    """(x_prev, pred_x_start), both as x_t."""
+    return_pred_x_start: bool,
+    model_dtype: torch.dtype | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(x_prev, pred_x_start, model_input); of those not asked for, an empty [0]."""
     x = x_t.to(compute_dtype(x_t))
     out = model_output[:, : x.shape[1]].to(x.dtype)
+    if uncond_output is not None:
+        uncond = uncond_output[:, : x.shape[1]].to(x.dtype)
+        out = uncond + guidance_scale * (out - uncond)
     row = rows(step, table, x)
     pred = predict_x_start(x, out, step, table)
     if threshold is not None:
@@ -35,7 +42,7 @@ def denoise_step(
     x_prev = row["c_0"] * pred + row["c_x"] * x + row["c_o"] * out
     if x_start_before is not None:
         x_prev = x_prev + row["c_1"] * x_start_before.to(x.dtype)
-    if noise is None and sample_index is not None:
+    if noise is None and seed is not None and sample_index is not None:
         noise = philox_normal(list(x.shape), seed, sample_index, step + 1, stream, torch.float32)
     if noise is not None:
         sigma = row["sigma"]
@@ -43,7 +50,25 @@ def denoise_step(
             raw = model_output[:, x.shape[1] :].to(x.dtype)
             sigma = sigma * torch.exp(0.5 * (row["l_0"] + row["l_v"] * raw))
         x_prev = x_prev + sigma * noise.to(x.dtype)
-    return x_prev.to(x_t.dtype), pred.to(x_t.dtype)
+    return (
+        as_asked(x_prev, x_t, x_t.dtype),
+        as_asked(pred, x_t, x_t.dtype if return_pred_x_start else None),
+        as_asked(x_prev, x_t, model_dtype),
+    )
+
+
+def denoise_step_(x_t: Tensor, *arguments: object) -> tuple[Tensor, Tensor]:
+    """(pred_x_start, model_input) as denoise_step gives them; x_prev takes x_t's place."""
+    x_prev, pred, model_input = denoise_step(x_t, *arguments)  # type: ignore[arg-type]
+    x_t.copy_(x_prev)
+    return pred, model_input
+
+
+def as_asked(value: Tensor, like: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Value rounded to dtype in like's memory format, or [0] where dtype is None."""
+    if dtype is None:
+        return like.new_empty(0)
+    return torch.empty_like(like, dtype=dtype).copy_(value)
 
 
 def predict_x_start(x_t: Tensor, out: Tensor, step: Tensor, table: Tensor) -> Tensor:

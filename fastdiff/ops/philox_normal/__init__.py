@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import _library
 from . import reference
 
-__all__ = ["checked_counters", "philox_normal", "signed_seed"]
+__all__ = ["checked_counters", "checked_seed", "philox_normal", "readable"]
 
 
 def philox_normal(
@@ -52,27 +52,44 @@ def philox_normal(
         raise ValueError(f"a sample holds at most 2**34 elements, shape {shape} has more.")
     if not dtype.is_floating_point:
         raise TypeError(f"dtype must be floating, got {dtype}.")
+    draw = checked_counters(shape[0], sample_index, draw, stream)
+    sample_index = sample_index.to(device)
+    return _op(shape, _signed(seed), sample_index, draw.to(sample_index.device), stream, dtype)
+
+
+def checked_counters(N: int, sample_index: Tensor, draw: int | Tensor, stream: int) -> Tensor:
+    """Draw as [N] int64; ValueError or TypeError unless all are as philox_normal takes them."""
     if isinstance(draw, int):
         _check_range("draw", draw, draw, 32)
         draw = torch.full_like(sample_index, draw)
-    checked_counters(shape[0], sample_index, draw, stream)
-    sample_index = sample_index.to(device)
-    return _op(shape, signed_seed(seed), sample_index, draw.to(sample_index.device), stream, dtype)
-
-
-def checked_counters(N: int, sample_index: Tensor, draw: Tensor, stream: int) -> None:
-    """ValueError or TypeError unless index, draw and stream are as philox_normal takes them."""
     for name, tensor, bits in (("sample_index", sample_index, 48), ("draw", draw, 32)):
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {tensor.dtype}.")
         if list(tensor.shape) != [N]:
             raise ValueError(f"{name} must be [{N}], one a sample; got {list(tensor.shape)}.")
-        if tensor.device.type == "cpu" and N:
+        if N and readable(tensor):
             _check_range(name, int(tensor.min()), int(tensor.max()), bits)
     _check_range("stream", stream, stream, 16)
+    return draw
 
 
-def signed_seed(seed: int) -> int:
+def checked_seed(seed: int | Tensor, device: torch.device) -> Tensor:
+    """A seed 0..2**64-1, or its 64 bits as an int64 tensor [], in an int64 tensor [] on device."""
+    if isinstance(seed, int):
+        return torch.full((), _signed(seed), dtype=torch.int64, device=device)
+    if seed.dtype != torch.int64 or seed.ndim:
+        raise TypeError(f"seed must be an int or int64 [], got {seed.dtype} {list(seed.shape)}.")
+    if seed.device != device:
+        raise ValueError(f"seed must lie on {device}, with the other tensors; got {seed.device}.")
+    return seed
+
+
+def readable(tensor: Tensor) -> bool:
+    """Whether a check may look at the values: on the CPU, and not while torch.compile traces."""
+    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def _signed(seed: int) -> int:
     """The 64 bits of seed 0..2**64-1 as the int64 an op takes, or ValueError."""
     _check_range("seed", seed, seed, 64)
     return seed - 2**64 if seed >= 2**63 else seed

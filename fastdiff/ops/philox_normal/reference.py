@@ -36,13 +36,13 @@ COS = tuple(map(float.fromhex, ("-0x1p-1", "0x1.55554ap-5", "-0x1.6c0c1ap-10", "
 
 def philox_normal(
     shape: list[int],
-    seed: int,
+    seed: int | Tensor,
     sample_index: Tensor,
     draw: Tensor,
     stream: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Normals [N, ...] for sample_index [N] int64 and draw [N] int64, on their device."""
+    """Normals [N, ...] for seed (int64, or [] of it), sample_index and draw [N] int64."""
     elements = math.prod(shape[1:])
     device = sample_index.device
     group = torch.arange(-(-elements // 4), device=device)
@@ -57,7 +57,7 @@ def philox_normal(
     return lanes.flatten(1)[:, :elements].reshape(shape).to(dtype).contiguous()
 
 
-def philox(counter: tuple[Tensor, ...], key: tuple[int, int]) -> tuple[Tensor, ...]:
+def philox(counter: tuple[Tensor, ...], key: tuple[int | Tensor, ...]) -> tuple[Tensor, ...]:
     """Philox4x32-10 (Salmon et al. 2011): four words as int64 tensors in 0..2**32-1."""
     c0, c1, c2, c3 = counter
     k0, k1 = key
