@@ -162,7 +162,8 @@ def _check_ops(part: str) -> Iterator[Finding]:
 
     for name in sorted(_library.ops()):
         cpu = "C++" if _library.native_kernel(name, "CPU") else "reference"
-        cuda = "CUDA" if _library.native_kernel(name, "CUDA") else "reference"
+        own = "Triton" if _library.triton_kernel(name) else "CUDA"
+        cuda = own if _library.native_kernel(name, "CUDA") else "reference"
         yield Finding(f"op {name}", OK, f"CPU: {cpu}; CUDA: {cuda}")
 
 

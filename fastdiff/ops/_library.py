@@ -1,16 +1,21 @@
 """The op library `fastdiff`: defines every op and loads the native kernels for them.
 
 Each op is defined in Python with its reference as the default kernel. The native library, where
-one was built, attaches C++ and CUDA kernels to the same ops when it is loaded; the dispatcher then
-picks by the tensor's device.
+one was built, attaches C++ and CUDA kernels to the same ops when it is loaded; a `triton.py` beside
+the reference serves CUDA tensors where triton is installed, and is loaded by the first of them. The
+dispatcher then picks by the tensor's device.
 """
 
 from __future__ import annotations
 
 import ctypes
 import functools
+import importlib
+import importlib.util
+import inspect
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,6 +24,8 @@ import torch
 
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _ops: dict[str, torch._ops.OpOverload] = {}
+_triton_ops: set[str] = set()
+_triton_calls: Counter[str] = Counter()
 
 
 def define(
@@ -32,10 +39,11 @@ def define(
     """Define the op `fastdiff::<name>` and return it.
 
     Args:
-        schema: `name(Tensor x, int n, ...) -> Tensor`, in the grammar of `torch.library`.
+        schema: `name(Tensor x, int n, ...) -> Tensor`, in the grammar of `torch.library`. An op
+            that writes to its arguments, `Tensor(a!) x`, takes no backward.
         reference: PyTorch code that serves every device without a kernel of its own. It also stands
             as the overload `<name>.reference`, to which native kernels hand the inputs they do not
-            cover.
+            cover. A Triton kernel is the function `<name>` in the `triton.py` beside it.
         fake: shapes, strides and dtypes of the outputs, without data.
         backward, setup_context: as for `torch.library.register_autograd`. An op without a backward
             raises `NotImplementedError` when a gradient is asked of it.
@@ -45,12 +53,16 @@ def define(
         _library.define(schema.replace("(", f"{overload}(", 1))
         _library.impl(f"{name}{overload}", kernel, "CompositeExplicitAutograd")
         torch.library.register_fake(f"fastdiff::{name}{overload}", fake, lib=_library)
-    torch.library.register_autograd(
-        f"fastdiff::{name}",
-        backward or _refuse_gradient(name),
-        setup_context=setup_context,
-        lib=_library,
-    )
+    if _triton_source(reference) and _triton_found():
+        _library.impl(name, _triton_kernel(name, reference), "CUDA")
+        _triton_ops.add(name)
+    if "!" not in schema:
+        torch.library.register_autograd(
+            f"fastdiff::{name}",
+            backward or _refuse_gradient(name),
+            setup_context=setup_context,
+            lib=_library,
+        )
     _ops[name] = getattr(torch.ops.fastdiff, name).default
     return _ops[name]
 
@@ -65,8 +77,15 @@ def native_kernel(op: str, device: str) -> bool:
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op}", device))
 
 
+def triton_kernel(op: str) -> bool:
+    """Whether the kernel of `op` for CUDA tensors is a Triton kernel."""
+    return op in _triton_ops
+
+
 def native_calls(op: str, device: str) -> int:
     """How many calls the native kernel of `op` for `device` has served in this process."""
+    if device == "CUDA" and triton_kernel(op):
+        return _triton_calls[op]
     if _native is None:
         return 0
     count = _native.fastdiff_native_calls
@@ -88,14 +107,46 @@ def _default_kernel(name: str, reference: Callable[..., Any]) -> Callable[..., A
     @functools.wraps(reference)
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if any(isinstance(arg, torch.Tensor) and arg.is_cuda for arg in args):
-            _miss_cuda_kernel(name)
+            no_triton = "triton is not installed" if _triton_source(reference) else None
+            _miss_cuda_kernel(name, no_triton)
         return reference(*args, **kwargs)
 
     return kernel
 
 
-def _miss_cuda_kernel(name: str) -> None:
-    reason = _native_error or "the native library holds no CUDA kernel for it"
+def _triton_kernel(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        try:
+            module = importlib.import_module(f"{reference.__module__.rpartition('.')[0]}.triton")
+            with torch.cuda.device_of(next(arg for arg in args if isinstance(arg, torch.Tensor))):
+                result = getattr(module, name)(*args)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # a broken triton must cost its speed alone
+            said = str(error).strip().partition("\n")[0]
+            _miss_cuda_kernel(name, f"its Triton kernel fails ({type(error).__name__}: {said})")
+            return reference(*args)
+        _triton_calls[name] += 1
+        return result
+
+    return kernel
+
+
+def _triton_source(reference: Callable[..., Any]) -> bool:
+    """Whether a triton.py lies beside the reference's file."""
+    return Path(inspect.getfile(reference)).with_name("triton.py").exists()
+
+
+@functools.cache
+def _triton_found() -> bool:
+    try:
+        return importlib.util.find_spec("triton") is not None
+    except ImportError:
+        return False
+
+
+def _miss_cuda_kernel(name: str, reason: str | None = None) -> None:
+    reason = reason or _native_error or "the native library holds no CUDA kernel for it"
     message = (
         f"fastdiff::{name} runs its PyTorch reference on this CUDA tensor, since {reason}; "
         "`fastdiff doctor` says how to mend it"

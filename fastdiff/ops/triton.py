@@ -1,0 +1,63 @@
+"""What the Triton kernels share: how samples are cut into tiles, and where an element lies."""
+
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
+from __future__ import annotations
+
+import math
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 1024
+SINGLE_OR_HALF = (torch.float32, torch.bfloat16, torch.float16)
+
+
+def walkable(x: Tensor) -> bool:
+    """Whether a kernel computes in float32 what x asks for, and can walk it as it lies."""
+    return x.dtype in SINGLE_OR_HALF and (x.is_contiguous() or channels_last(x))
+
+
+def channels_last(x: Tensor) -> bool:
+    """Whether x [N, C, ...] is contiguous but for its channels, which stand last."""
+    if x.ndim < 3 or x.is_contiguous():
+        return False
+    return x.movedim(1, -1).is_contiguous() and math.prod(x.shape[2:]) < 2**30
+
+
+def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor in the memory format of a walkable one."""
+    if tensor.is_contiguous() if like.is_contiguous() else channels_last(tensor):
+        return tensor
+    return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
+
+
+def tiles_of_sample(x: Tensor) -> int:
+    """How many tiles of BLOCK elements a sample of x [N, ...] takes."""
+    return triton.cdiv(math.prod(x.shape[1:]), BLOCK)
+
+
+def vector(*tensors: Tensor | None) -> int:
+    """Elements a thread takes at a time: 16 bytes of the shortest dtype, four at least."""
+    return 8 if any(t is not None and t.element_size() <= 2 for t in tensors) else 4
+
+
+@triton.jit
+def tile_of_sample(tiles, BLOCK: tl.constexpr):
+    """This program's sample, and the first element of its tile in there, both int64."""
+    program = tl.program_id(0)
+    return (program // tiles).to(tl.int64), (program % tiles).to(tl.int64) * BLOCK
+
+
+@triton.jit
+def offsets(start, plane, channels, LAST: tl.constexpr, BLOCK: tl.constexpr):
+    """Where a tile's elements [BLOCK], counted in logical order, lie within their sample."""
+    at = tl.arange(0, BLOCK)
+    if LAST:
+        pixel = (start % plane).to(tl.int32) + at
+        offset = (pixel % plane).to(tl.int64) * channels + (start // plane + pixel // plane)
+    else:
+        offset = start + at
+    return offset
