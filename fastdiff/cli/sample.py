@@ -25,10 +25,15 @@ DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "f16": "f
 @click.command(context_settings={"show_default": True})
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--num", type=click.IntRange(1), default=64, help="How many images.")
-@click.option("--sampler", type=click.Choice(["ddpm", "ddim", "dpm++"]), default="ddim")
+@click.option(
+    "--sampler",
+    type=click.Choice(["ddpm", "ddim", "dpm++"]),
+    default="ddim",
+    help="Ancestral sampling, DDIM, or DPM-Solver++(2M).",
+)
 @click.option("--steps", type=int, help="Model calls an image.  [default: 50; all with ddpm]")
 @click.option("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0 to 1.")
-@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0)
+@click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Of all noise.")
 @click.option("--class", "label", type=int, help="One class for all.  [default: each in turn]")
 @click.option("--batch-size", type=click.IntRange(1), default=64)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), help="Grid.")

@@ -104,19 +104,17 @@ def _progress_bar(trainer: Trainer) -> Iterator[Callable[[Progress], None]]:
         TextColumn("training"),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"),
+        TextColumn("{task.fields[told]}"),
         TimeRemainingColumn(),
     )
     with Bar(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(
-            "", total=trainer.config.steps, completed=trainer.step, loss=float("nan"), speed=0.0
-        )
+        task = bar.add_task("", total=trainer.config.steps, completed=trainer.step, told="")
         smoothed: float | None = None
 
         def report(progress: Progress) -> None:
             nonlocal smoothed
             smoothed = progress.loss if smoothed is None else 0.98 * smoothed + 0.02 * progress.loss
-            speed = progress.images_per_second
-            bar.update(task, completed=progress.step, loss=smoothed, speed=speed)
+            told = f"loss {smoothed:.4f}  {progress.images_per_second:.0f} images/s"
+            bar.update(task, completed=progress.step, told=told)
 
         yield report
