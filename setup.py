@@ -22,6 +22,7 @@ from setuptools.build_meta import *  # noqa: F403  the backend is setuptools', i
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cpu", "cuda", "none")
 TORCH_TARGET = (2, 10)
+OLDEST_GCC = 12  # the first that chooses a kernel by x86-64 level at run time
 ARCHITECTURES = ("80", "90a", "100")
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 CXX_FLAGS += ["-fno-math-errno"]  # roots by vector, without a branch for errno
@@ -65,12 +66,21 @@ def compiler() -> str | None:
     return shutil.which(os.environ.get("CXX", "c++").split()[0])
 
 
+def gcc_version() -> int | None:
+    """The compiler's major version if it is GCC."""
+    said = subprocess.run([compiler() or "c++", "--version"], capture_output=True, text=True).stdout
+    version = re.search(r"\) (\d+)\.\d", said.partition("\n")[0])
+    return int(version.group(1)) if version and "Free Software Foundation" in said else None
+
+
 def cpu_lack() -> str | None:
     """What this machine lacks for the C++ kernels, or None."""
     if sys.platform != "linux":
         return f"it is built for Linux alone, and this is {sys.platform}"
     if compiler() is None:
         return "there is no C++ compiler; install g++"
+    if (gcc := gcc_version()) is not None and gcc < OLDEST_GCC:
+        return f"the compiler is GCC {gcc}; install g++-{OLDEST_GCC} and set CXX=g++-{OLDEST_GCC}"
     try:
         import torch
     except Exception as error:

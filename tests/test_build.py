@@ -137,6 +137,29 @@ def test_plan_that_cannot_be_met(
         setup.plan(mode, cpu_lack, cuda_lack)
 
 
+@pytest.mark.parametrize(
+    ("says", "lack"),
+    [
+        ("g++ (Ubuntu 11.4.0-1ubuntu1~22.04) 11.4.0\n(C) Free Software Foundation, Inc.", "GCC 11"),
+        ("c++ (GCC) 12.2.1 20220421 (Red Hat)\n(C) Free Software Foundation, Inc.", None),
+        ("Debian clang version 11.1.0", None),
+    ],
+)
+def test_a_gcc_too_old_is_named(
+    setup: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    says: str,
+    lack: str | None,
+) -> None:
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f"#!/bin/sh\necho '{says}'\n")
+    compiler.chmod(0o755)
+    monkeypatch.setenv("CXX", str(compiler))
+    found = setup.cpu_lack()
+    assert found is None if lack is None else lack in found
+
+
 def test_lacks_are_found(setup: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", "")
     monkeypatch.delenv("CXX", raising=False)
