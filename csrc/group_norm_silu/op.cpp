@@ -1,14 +1,10 @@
 // Attaches the kernels of fastdiff::group_norm_silu; its schema stands in fastdiff/ops.
 #include <torch/csrc/stable/accelerator.h>
-#include <torch/csrc/stable/library.h>
-#include <torch/csrc/stable/ops.h>
-#include <torch/csrc/stable/tensor.h>
 
-#include <array>
-#include <optional>
 #include <tuple>
 
 #include "../common/native_calls.h"
+#include "../common/tensors.h"
 #include "params.h"
 
 #ifdef FASTDIFF_CUDA
@@ -21,23 +17,7 @@ namespace fastdiff {
 namespace {
 
 using torch::headeronly::MemoryFormat;
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-using MaybeTensor = std::optional<Tensor>;
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
-
-std::optional<DType> kernel_dtype(const Tensor& tensor) {
-  switch (tensor.scalar_type()) {
-    case ScalarType::Float:
-      return DType::float32;
-    case ScalarType::Half:
-      return DType::float16;
-    case ScalarType::BFloat16:
-      return DType::bfloat16;
-    default:
-      return std::nullopt;
-  }
-}
 
 // Whether channels vary fastest, then the last axis, and the sample slowest, without gaps.
 bool is_channels_last(const Tensor& x) {
@@ -56,9 +36,9 @@ bool is_channels_last(const Tensor& x) {
 }
 
 bool covered(const Tensor& x, const std::array<const MaybeTensor*, 4>& vectors) {
-  if (!kernel_dtype(x)) return false;
+  if (!kernel_dtype(x.scalar_type())) return false;
   for (const MaybeTensor* vector : vectors) {
-    if (*vector && !kernel_dtype(**vector)) return false;
+    if (*vector && !kernel_dtype((*vector)->scalar_type())) return false;
   }
   return true;
 }
@@ -67,19 +47,7 @@ ChannelVector channel_vector(const MaybeTensor& tensor) {
   if (!tensor) return {};
   const bool by_sample = tensor->dim() == 2;
   return {tensor->const_data_ptr(), by_sample ? tensor->stride(0) : 0,
-          tensor->stride(by_sample ? 1 : 0), *kernel_dtype(*tensor)};
-}
-
-Outputs reference(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
-                  const MaybeTensor& bias, double eps, const MaybeTensor& scale,
-                  const MaybeTensor& shift, bool silu) {
-  using torch::stable::detail::from;
-  using torch::stable::detail::to;
-  std::array<StableIValue, 8> stack{from(x),   from(groups), from(weight), from(bias),
-                                    from(eps), from(scale),  from(shift),  from(silu)};
-  TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("fastdiff::group_norm_silu", "reference",
-                                               stack.data(), TORCH_ABI_VERSION));
-  return {to<Tensor>(stack[0]), to<Tensor>(stack[1]), to<Tensor>(stack[2])};
+          tensor->stride(by_sample ? 1 : 0), *kernel_dtype(tensor->scalar_type())};
 }
 
 template <class Launch>
@@ -87,7 +55,9 @@ Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
             const MaybeTensor& bias, double eps, const MaybeTensor& scale, const MaybeTensor& shift,
             bool silu, const Launch& launch) {
   if (!covered(x, {&weight, &bias, &scale, &shift})) {
-    return reference(x, groups, weight, bias, eps, scale, shift, silu);
+    const auto [y, mean, rstd] =
+        reference<3>("fastdiff::group_norm_silu", x, groups, weight, bias, eps, scale, shift, silu);
+    return {y, mean, rstd};
   }
   const std::int64_t N = x.size(0), C = x.size(1);
   STD_TORCH_CHECK(groups > 0 && C % groups == 0, "fastdiff::group_norm_silu: ", groups,
@@ -110,7 +80,7 @@ Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
         input.const_data_ptr(), y.mutable_data_ptr(), static_cast<float*>(mean.mutable_data_ptr()),
         static_cast<float*>(rstd.mutable_data_ptr()), channel_vector(weight), channel_vector(bias),
         channel_vector(scale), channel_vector(shift), N, C, x.numel() / (N * C), groups, eps,
-        *kernel_dtype(x), channels_last, silu});
+        *kernel_dtype(x.scalar_type()), channels_last, silu});
   }
   return {y, mean, rstd};
 }
