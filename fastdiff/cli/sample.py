@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -186,5 +186,11 @@ def _check_output(path: Path | None, ending: str) -> None:
     folder = path.parent
     if not folder.is_dir():
         raise click.UsageError(f"{path}: there is no folder {folder}; make it first")
-    if path.is_dir() or not os.access(folder, os.W_OK):
+    try:
+        # Asked of the disk itself: permissions alone do not tell, least of all root's.
+        with TemporaryFile(dir=folder):
+            writable = not path.is_dir()
+    except OSError:
+        writable = False
+    if not writable:
         raise click.UsageError(f"{path}: cannot be written here; name another place")

@@ -114,6 +114,7 @@ def test_half_precision_draws_nearly_the_same(sample):
         (["--eta", 2], ["eta", "2"]),
         (["--num", 0], ["0"]),
         (["--out", "nowhere/a.png"], ["nowhere"]),
+        (["--out", "/proc/a.png"], ["/proc/a.png"]),
         (["--out", "a.jpg"], ["a.jpg", ".png"]),
         (["--npz", "a.txt"], ["a.txt", ".npz"]),
         (["--device", "tpu9"], ["tpu9"]),
