@@ -8,8 +8,8 @@ namespace {
 
 CallCounter calls("philox_normal.cpu");
 
-Tensor philox_normal(std::vector<std::int64_t> shape, std::int64_t seed, Tensor sample_index,
-                     Tensor draw, std::int64_t stream, ScalarType dtype) {
+Tensor philox_normal(std::vector<std::int64_t> shape, Tensor seed, Tensor sample_index, Tensor draw,
+                     std::int64_t stream, ScalarType dtype) {
   if (!kernel_dtype(dtype)) {
     return reference<1>("fastdiff::philox_normal", shape, seed, sample_index, draw, stream,
                         dtype)[0];
@@ -21,7 +21,7 @@ Tensor philox_normal(std::vector<std::int64_t> shape, std::int64_t seed, Tensor 
   const PhiloxNormalParams params{
       {z.mutable_data_ptr(), elements, elements, 1, *kernel_dtype(dtype)},
       {N, 1, elements},
-      static_cast<std::uint64_t>(seed),
+      seed_of(seed),
       by_sample(sample_index),
       by_sample(draw),
       stream};

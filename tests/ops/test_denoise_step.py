@@ -271,7 +271,9 @@ def test_noise_bits(
     calls = _library.native_calls("denoise_step", "CPU")
     z = denoise_step(x, out, step, table, seed=torch.tensor(seed), sample_index=index).x_prev
     assert _library.native_calls("denoise_step", "CPU") == calls + 1
-    wanted = philox_reference.philox_normal(list(shape), seed, index, step + 1, 0, torch.float32)
+    wanted = philox_reference.philox_normal(
+        list(shape), torch.tensor(seed), index, step + 1, 0, torch.float32
+    )
     assert torch.equal(z.view(torch.int32), wanted.view(torch.int32))
 
 

@@ -227,6 +227,14 @@ def test_elements_count_in_logical_order() -> None:
     assert torch.equal(philox_normal((2, 10), 1, sample_index=index), flat[:, :10])
 
 
+@pytest.mark.parametrize("seed", [0, 2**63, 2**64 - 1])
+def test_a_seed_may_be_a_tensor(seed: int) -> None:
+    bits_of_seed = torch.tensor(np.array(seed, dtype=np.uint64).view(np.int64))
+    index = torch.arange(2)
+    by_tensor = philox_normal((2, 9), bits_of_seed, sample_index=index)
+    assert torch.equal(by_tensor, philox_normal((2, 9), seed, sample_index=index))
+
+
 def test_a_draw_for_each_sample() -> None:
     index = torch.arange(3)
     mixed = philox_normal((3, 8), 1, sample_index=index, draw=indices(4, 0, 9))
@@ -239,7 +247,8 @@ def by_reference(
 ) -> torch.Tensor:
     signed = seed - 2**64 if seed >= 2**63 else seed
     draws = torch.full_like(index, draw)
-    return reference.philox_normal(list(shape), signed, index, draws, stream, torch.float32)
+    seeds = torch.tensor(signed)
+    return reference.philox_normal(list(shape), seeds, index, draws, stream, torch.float32)
 
 
 @settings(deadline=None)
@@ -301,6 +310,9 @@ def test_empty_shapes() -> None:
     [
         ({"seed": -1}, ValueError, r"seed must lie in 0..2\*\*64-1, got -1"),
         ({"seed": 2**64}, ValueError, "seed must lie in"),
+        ({"seed": torch.tensor(1.0)}, TypeError, r"seed must be an int or int64 \[\], got"),
+        ({"seed": indices(1)}, TypeError, r"seed must be an int or int64 \[\], got .* \[1\]"),
+        ({"seed": indices(1)[0].to("meta")}, ValueError, "seed must lie on cpu"),
         ({"stream": 2**16}, ValueError, r"stream must lie in 0..2\*\*16-1, got 65536"),
         ({"draw": -1}, ValueError, r"draw must lie in 0..2\*\*32-1"),
         ({"draw": indices(1)}, ValueError, r"draw must be \[2\], one a sample; got \[1\]"),
@@ -323,5 +335,5 @@ def test_bad_arguments_are_refused(
 
 def test_opcheck() -> None:
     op = torch.ops.fastdiff.philox_normal.default
-    args = ([2, 3, 5], 7, indices(0, 1), indices(0, 4), 0, torch.float32)
+    args = ([2, 3, 5], torch.tensor(7), indices(0, 1), indices(0, 4), 0, torch.float32)
     torch.library.opcheck(op, args)

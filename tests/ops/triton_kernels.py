@@ -115,18 +115,19 @@ def test_noise_has_the_references_bits(
     dtype: torch.dtype,
 ) -> None:
     before, N = launches["philox_normal"], shape[0]
-    counters = (integers(*samples[:N]), integers(*draws[:N]))
-    got = philox_triton.philox_normal([*shape], seed, *counters, stream, dtype)
-    assert same_bits(got, philox_reference.philox_normal([*shape], seed, *counters, stream, dtype))
+    counters = (integers(seed)[0], integers(*samples[:N]), integers(*draws[:N]))
+    got = philox_triton.philox_normal([*shape], *counters, stream, dtype)
+    assert same_bits(got, philox_reference.philox_normal([*shape], *counters, stream, dtype))
     assert launches["philox_normal"] == before + (got.numel() > 0)
 
 
 def test_a_batch_is_its_samples() -> None:
     index, draw = torch.arange(256, device=DEVICE) + 2**31 - 128, torch.full((256,), 3).to(DEVICE)
-    whole = philox_triton.philox_normal([256, 30], 9, index, draw, 0, f32)
-    assert same_bits(whole, philox_reference.philox_normal([256, 30], 9, index, draw, 0, f32))
+    seed = integers(9)[0]
+    whole = philox_triton.philox_normal([256, 30], seed, index, draw, 0, f32)
+    assert same_bits(whole, philox_reference.philox_normal([256, 30], seed, index, draw, 0, f32))
     for i in (0, 127, 128, 255):
-        one = philox_triton.philox_normal([1, 30], 9, index[i : i + 1], draw[i : i + 1], 0, f32)
+        one = philox_triton.philox_normal([1, 30], seed, index[i : i + 1], draw[i : i + 1], 0, f32)
         assert same_bits(one, whole[i : i + 1])
 
 
@@ -252,7 +253,7 @@ def test_the_steps_noise_has_philox_normals_bits(shape: tuple[int, ...], formats
     arguments[3] = table
     got, *_ = denoise_triton.denoise_step(*arguments)
     step, seed, index, stream = arguments[2], *arguments[10:13]
-    z = philox_reference.philox_normal([*shape], int(seed), index, step + 1, stream, f32)
+    z = philox_reference.philox_normal([*shape], seed, index, step + 1, stream, f32)
     assert torch.equal(got, z)
 
 

@@ -15,7 +15,7 @@ __all__ = ["checked_counters", "checked_seed", "philox_normal", "readable"]
 
 def philox_normal(
     shape: Sequence[int],
-    seed: int,
+    seed: int | Tensor,
     *,
     sample_index: Tensor,
     draw: int | Tensor = 0,
@@ -30,7 +30,8 @@ def philox_normal(
 
     Args:
         shape: [N, ...], at most 2**34 elements a sample, counted in logical (row-major) order.
-        seed: 0..2**64-1.
+        seed: 0..2**64-1, or its 64 bits as int64 [] on the result's device, which a captured graph
+            reads anew at every replay.
         sample_index: [N] int64 in 0..2**48-1.
         draw: which normals of that sample, in 0..2**32-1; one for all, or [N] int64.
         stream: 0..2**16-1, keeps uses of one seed apart.
@@ -43,7 +44,7 @@ def philox_normal(
     Raises:
         ValueError: a shape or a number out of range. An index or draw that lies on an accelerator
             is not read back: its low 48 or 32 bits count.
-        TypeError: an index or draw that is not int64, or a dtype that is not floating.
+        TypeError: an index, draw or seed tensor that is not int64, or a dtype that is not floating.
     """
     shape = [int(size) for size in shape]
     if not shape or min(shape) < 0:
@@ -54,7 +55,8 @@ def philox_normal(
         raise TypeError(f"dtype must be floating, got {dtype}.")
     draw = checked_counters(shape[0], sample_index, draw, stream)
     sample_index = sample_index.to(device)
-    return _op(shape, _signed(seed), sample_index, draw.to(sample_index.device), stream, dtype)
+    draw = draw.to(sample_index.device)
+    return _op(shape, checked_seed(seed, draw.device), sample_index, draw, stream, dtype)
 
 
 def checked_counters(N: int, sample_index: Tensor, draw: int | Tensor, stream: int) -> Tensor:
@@ -76,7 +78,9 @@ def checked_counters(N: int, sample_index: Tensor, draw: int | Tensor, stream: i
 def checked_seed(seed: int | Tensor, device: torch.device) -> Tensor:
     """A seed 0..2**64-1, or its 64 bits as an int64 tensor [], in an int64 tensor [] on device."""
     if isinstance(seed, int):
-        return torch.full((), _signed(seed), dtype=torch.int64, device=device)
+        _check_range("seed", seed, seed, 64)
+        signed = seed - 2**64 if seed >= 2**63 else seed
+        return torch.full((), signed, dtype=torch.int64, device=device)
     if seed.dtype != torch.int64 or seed.ndim:
         raise TypeError(f"seed must be an int or int64 [], got {seed.dtype} {list(seed.shape)}.")
     if seed.device != device:
@@ -89,12 +93,6 @@ def readable(tensor: Tensor) -> bool:
     return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
-def _signed(seed: int) -> int:
-    """The 64 bits of seed 0..2**64-1 as the int64 an op takes, or ValueError."""
-    _check_range("seed", seed, seed, 64)
-    return seed - 2**64 if seed >= 2**63 else seed
-
-
 def _check_range(name: str, low: int, high: int, bits: int) -> None:
     if low < 0 or high >= 2**bits:
         got = low if low == high else f"{low}..{high}"
@@ -103,7 +101,7 @@ def _check_range(name: str, low: int, high: int, bits: int) -> None:
 
 def _fake(
     shape: Sequence[int],
-    seed: int,
+    seed: Tensor,
     sample_index: Tensor,
     draw: Tensor,
     stream: int,
@@ -113,7 +111,7 @@ def _fake(
 
 
 _op = _library.define(
-    "philox_normal(SymInt[] shape, int seed, Tensor sample_index, Tensor draw, int stream, "
+    "philox_normal(SymInt[] shape, Tensor seed, Tensor sample_index, Tensor draw, int stream, "
     "ScalarType dtype) -> Tensor",
     reference=reference.philox_normal,
     fake=_fake,

@@ -36,13 +36,13 @@ COS = tuple(map(float.fromhex, ("-0x1p-1", "0x1.55554ap-5", "-0x1.6c0c1ap-10", "
 
 def philox_normal(
     shape: list[int],
-    seed: int | Tensor,
+    seed: Tensor,
     sample_index: Tensor,
     draw: Tensor,
     stream: int,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Normals [N, ...] for seed (int64, or [] of it), sample_index and draw [N] int64."""
+    """Normals [N, ...] for seed [], sample_index and draw [N], all int64."""
     elements = math.prod(shape[1:])
     device = sample_index.device
     group = torch.arange(-(-elements // 4), device=device)

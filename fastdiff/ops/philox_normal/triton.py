@@ -29,7 +29,7 @@ COS = tl.constexpr(reference.COS)
 
 def philox_normal(
     shape: list[int],
-    seed: int,
+    seed: Tensor,
     sample_index: Tensor,
     draw: Tensor,
     stream: int,
@@ -54,10 +54,10 @@ def philox_normal(
     return out
 
 
-@triton.jit(do_not_specialize=["seed", "stream", "tiles"])
+@triton.jit(do_not_specialize=["stream", "tiles"])
 def _philox_normal(
     out,
-    seed: tl.int64,
+    seed,
     sample_index,
     draw,
     stream,
@@ -68,7 +68,7 @@ def _philox_normal(
 ):
     sample, start = tile_of_sample(tiles, BLOCK)
     index, drawn = tl.load(sample_index + sample), tl.load(draw + sample)
-    z = normal_tile(seed, index, drawn, stream, start, BLOCK, VECTOR)
+    z = normal_tile(tl.load(seed), index, drawn, stream, start, BLOCK, VECTOR)
     at = start + tl.arange(0, BLOCK)
     tl.store(out + sample * elements + at, z, mask=at < elements)
 
