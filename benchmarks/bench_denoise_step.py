@@ -17,7 +17,7 @@ from torch import Tensor
 from benchmarks.beside import report
 from fastdiff.ops import _library, denoise_step, philox_normal
 from fastdiff.ops.denoise_step import reference
-from fastdiff.samplers.loop import make_plan
+from fastdiff.samplers import make_plan
 from fastdiff.schedules import NoiseSchedule
 from tests.judge import assert_close_by_law4
 

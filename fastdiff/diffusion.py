@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import ops
 from .schedules import NoiseSchedule, Table
 
 PREDICTION_TYPES = ("epsilon", "x_start", "v", "posterior_mean")
@@ -87,11 +88,16 @@ def q_sample(schedule: NoiseSchedule, x_start: Tensor, t: Tensor, noise: Tensor)
         ValueError: shapes that do not match, or t out of range.
         TypeError: t that is not int64.
     """
-    return _mix(
-        t,
-        (schedule.sqrt_alphas_cumprod, x_start),
-        (schedule.sqrt_one_minus_alphas_cumprod, noise),
-    )
+    return ops.q_sample(x_start, t, noising_table(schedule, t.device), noise=noise).x_t
+
+
+def noising_table(
+    schedule: NoiseSchedule, device: torch.device, prediction_type: str = "epsilon"
+) -> Tensor:
+    """The table [T, 4] of ops.q_sample: x_t, and what a model of prediction_type should return."""
+    signal, deviation = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    table = np.stack([signal, deviation, *_target(schedule, prediction_type)], 1)
+    return _device_table(table.tobytes(), device).view(-1, 4)
 
 
 def q_step(schedule: NoiseSchedule, x_prev: Tensor, t: Tensor, noise: Tensor) -> Tensor:
@@ -126,16 +132,10 @@ def prediction_target(
 
     Raises ValueError or TypeError for a wrong shape, dtype, t or prediction type.
     """
-    check_prediction_type(prediction_type)
-    if prediction_type == "x_start":
-        return x_start
-    if prediction_type == "epsilon":
-        return noise
-    signal, deviation = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
-    if prediction_type == "v":
-        return _mix(t, (-deviation, x_start), (signal, noise))
-    of_x_start, of_x_t = schedule.posterior_mean_coef1, schedule.posterior_mean_coef2
-    return _mix(t, (of_x_start + of_x_t * signal, x_start), (of_x_t * deviation, noise))
+    if prediction_type in ("x_start", "epsilon"):
+        return x_start if prediction_type == "x_start" else noise
+    of_x_start, of_noise = _target(schedule, prediction_type)
+    return _mix(t, (of_x_start, x_start), (of_noise, noise))
 
 
 def convert(
@@ -294,6 +294,20 @@ def learned_log_variance(schedule: NoiseSchedule, variance_type: str) -> tuple[T
         return np.zeros(schedule.num_timesteps), np.ones(schedule.num_timesteps)
     low, high = schedule.posterior_log_variance_clipped, np.log(schedule.betas)
     return (high + low) / 2, (high - low) / 2
+
+
+def _target(schedule: NoiseSchedule, prediction_type: str) -> _Pair:
+    """(of_x_start, of_noise), [T] each: what a model of prediction_type should return."""
+    check_prediction_type(prediction_type)
+    if prediction_type == "epsilon":
+        return _constant(schedule, 0.0, 1.0)
+    if prediction_type == "x_start":
+        return _constant(schedule, 1.0, 0.0)
+    signal, deviation = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
+    if prediction_type == "v":
+        return -deviation, signal
+    of_x_start, of_x_t = schedule.posterior_mean_coef1, schedule.posterior_mean_coef2
+    return of_x_start + of_x_t * signal, of_x_t * deviation
 
 
 _Pair = tuple[Table, Table]

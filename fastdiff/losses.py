@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from fastdiff import diffusion
+from fastdiff import ops
+from fastdiff.diffusion import noising_table
 from fastdiff.schedules import NoiseSchedule
 
 
@@ -14,11 +15,15 @@ def simple_loss(
     model: Callable[..., Tensor],
     x_start: Tensor,
     t: Tensor,
-    noise: Tensor,
+    noise: Tensor | None = None,
     *,
     schedule: NoiseSchedule,
     prediction_type: str = "epsilon",
     class_labels: Tensor | None = None,
+    seed: int | Tensor = 0,
+    sample_index: Tensor | None = None,
+    draw: int | Tensor = 0,
+    stream: int = 0,
 ) -> Tensor:
     """L_simple of each sample: the mean squared error of what the model predicts.
 
@@ -29,19 +34,31 @@ def simple_loss(
         model: called as ``model(x_t, t)``, or ``model(x_t, t, class_labels=...)``.
         x_start: clean images, ``[N, C, H, W]`` in [-1, 1].
         t: timesteps, ``[N]`` int64 in [0, T-1].
-        noise: standard normal, like ``x_start``.
+        noise: standard normal, like ``x_start``; None draws it as x_t is made, the normals of
+            ``ops.philox_normal`` for seed, sample_index, draw and stream.
         prediction_type: "epsilon", "x_start", "v" or "posterior_mean".
         class_labels: ``[N]`` int64, or None.
+        seed, sample_index, draw, stream: as for ``ops.philox_normal``.
 
     Returns:
         ``[N]`` float32.
 
     Raises:
-        ValueError: when a shape, a timestep or the prediction type is wrong, or the
-            model's output is not shaped like ``x_start``.
+        ValueError: when a shape, a timestep or the prediction type is wrong, noise and
+            sample_index are both None, or the model's output is not shaped like ``x_start``.
     """
-    x_t = diffusion.q_sample(schedule, x_start, t, noise)
-    target = diffusion.prediction_target(schedule, x_start, noise, t, prediction_type)
+    x_t, _, target = ops.q_sample(
+        x_start,
+        t,
+        noising_table(schedule, x_start.device, prediction_type),
+        noise=noise,
+        seed=seed,
+        sample_index=sample_index,
+        draw=draw,
+        stream=stream,
+        return_target=True,
+    )
+    assert target is not None
     given = {} if class_labels is None else {"class_labels": class_labels}
     output = model(x_t, t, **given)
     if output.shape != target.shape:

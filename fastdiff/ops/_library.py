@@ -40,7 +40,8 @@ def define(
 
     Args:
         schema: `name(Tensor x, int n, ...) -> Tensor`, in the grammar of `torch.library`. An op
-            that writes to its arguments, `Tensor(a!) x`, takes no backward.
+            that writes to its arguments, `Tensor(a!) x`, takes no backward, and refuses a gradient
+            at the call.
         reference: PyTorch code that serves every device without a kernel of its own. It also stands
             as the overload `<name>.reference`, to which native kernels hand the inputs they do not
             cover. A Triton kernel is the function `<name>` in the `triton.py` beside it.
@@ -56,15 +57,17 @@ def define(
     if _triton_source(reference) and _triton_found():
         _library.impl(name, _triton_kernel(name, reference), "CUDA")
         _triton_ops.add(name)
-    if "!" not in schema:
-        torch.library.register_autograd(
-            f"fastdiff::{name}",
-            backward or _refuse_gradient(name),
-            setup_context=setup_context,
-            lib=_library,
-        )
-    _ops[name] = getattr(torch.ops.fastdiff, name).default
-    return _ops[name]
+    op = _ops[name] = getattr(torch.ops.fastdiff, name).default
+    if op._schema.is_mutable:
+        _guard_in_place(op)
+        return op
+    torch.library.register_autograd(
+        f"fastdiff::{name}",
+        backward or _refuse_gradient(op),
+        setup_context=setup_context,
+        lib=_library,
+    )
+    return op
 
 
 def ops() -> dict[str, torch._ops.OpOverload]:
@@ -161,13 +164,39 @@ def _warn_once(message: str) -> None:
     warnings.warn(message, RuntimeWarning, stacklevel=3)
 
 
-def _refuse_gradient(name: str) -> Callable[..., Any]:
+def _refuse_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
     def backward(ctx: Any, *grads: Any) -> Any:
         raise NotImplementedError(
-            f"fastdiff::{name} has no gradient; call it under torch.no_grad(), or detach its inputs"
+            f"{op._schema.name} has no gradient; call it under torch.no_grad(), or detach its "
+            "inputs"
         )
 
     return backward
+
+
+def _guard_in_place(op: torch._ops.OpOverload) -> None:
+    """Refuse a gradient at the call, and tell autograd which tensors the op has written to.
+
+    `register_autograd` takes no op that writes to its arguments; this is what autograd's own code
+    does for one.
+    """
+    name = op._schema.name.partition("::")[2]
+    written = [i for i, a in enumerate(op._schema.arguments) if a.is_write]
+
+    def autograd(keyset: Any, *args: Any) -> Any:
+        tensors = (arg for arg in args if isinstance(arg, torch.Tensor))
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+            _refuse_gradient(op)(None)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
+
+    def bump_versions(keyset: Any, *args: Any) -> Any:
+        torch.autograd.graph.increment_version([args[i] for i in written])
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
+
+    _library.impl(name, autograd, "Autograd", with_keyset=True)
+    _library.impl(name, bump_versions, "ADInplaceOrView", with_keyset=True)
 
 
 def _load_native() -> tuple[ctypes.CDLL | None, str | None]:

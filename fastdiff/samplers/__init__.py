@@ -1,15 +1,15 @@
 """Samplers: each a table of coefficients, and one loop that walks it."""
 
 from fastdiff.samplers.interpolation import interpolate_ddim, interpolate_ddpm, slerp
-from fastdiff.samplers.loop import (
+from fastdiff.samplers.loop import SampleStep
+from fastdiff.samplers.plan import Plan, visited_timesteps
+from fastdiff.samplers.sampling import (
     SAMPLERS,
-    SampleStep,
     ddim_invert,
     make_plan,
     sample,
     sample_progressive,
 )
-from fastdiff.samplers.plan import Plan, visited_timesteps
 
 __all__ = [
     "SAMPLERS",

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from fastdiff.diffusion import q_sample
 from fastdiff.ops.philox_normal import philox_normal
-from fastdiff.samplers.loop import Model, sample
+from fastdiff.samplers.loop import Model
+from fastdiff.samplers.sampling import sample
 from fastdiff.schedules import NoiseSchedule
 
 ENCODING_STREAM = 1

@@ -5,28 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from fastdiff.diffusion import Clip, DynamicThresholding, check_variance_type, clip_bound
+from fastdiff.diffusion import Clip, DynamicThresholding, clip_bound
 from fastdiff.ops.denoise_step import denoise_step, predict_x_start
-from fastdiff.ops.philox_normal import philox_normal
-from fastdiff.samplers.ddim import ddim_columns, ddim_inverse_columns
-from fastdiff.samplers.ddpm import ddpm_columns
-from fastdiff.samplers.dpm_solver import dpm_solver_columns
-from fastdiff.samplers.plan import Plan, visited_timesteps
+from fastdiff.ops.philox_normal import checked_seed, philox_normal
+from fastdiff.samplers.plan import Plan
 from fastdiff.samplers.progress import progress_bar
-from fastdiff.schedules import NoiseSchedule
-
-DEFAULT_SPACING = {"ddpm": "leading", "ddim": "leading", "dpm++": "trailing"}
-SAMPLERS = tuple(DEFAULT_SPACING)
 
 Model = Callable[..., Tensor]
-Steps = int | str | Sequence[int] | None
 Noise = Tensor | Callable[[int, Tensor], Tensor]
 
 
@@ -45,325 +35,120 @@ class SampleStep:
     x_prev: Tensor
 
 
-def sample(
-    model: Model,
-    shape: Sequence[int],
-    *,
-    schedule: NoiseSchedule,
-    sampler: str = "ddpm",
-    steps: Steps = None,
-    spacing: str | None = None,
-    eta: float = 0.0,
-    prediction_type: str = "epsilon",
-    variance_type: str = "fixed_small",
-    clip: Clip = True,
-    rederive_eps: bool = True,
-    start: int | None = None,
-    seed: int = 0,
-    sample_index: int | Tensor = 0,
-    noise: Noise | None = None,
-    class_labels: Tensor | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-    progress: bool = False,
-    callback: Callable[[SampleStep], object] | None = None,
-) -> Tensor:
-    """Draw samples from a diffusion model.
-
-    Args:
-        model: called as model(x_t, t), t [N] int64 on x_t's device; with the keyword class_labels
-            where they are given. Returns [N, C, ...], or [N, 2C, ...] with a learned variance.
-        shape: (N, C, ...) of the result.
-        schedule: the one the model was trained on.
-        sampler: "ddpm" (Ho et al. 2020), "ddim" (Song et al. 2021), "dpm++" (Lu et al. 2022, 2M).
-        steps: None for all timesteps; how many; section counts ("ddim50", "10,15,20"); or the
-            timesteps themselves, decreasing. See fastdiff.schedules.timesteps.
-        spacing: "leading", "trailing", "linspace" or "quadratic", for a number of steps. None is
-            "leading", and "trailing" for dpm++, whose two-step term wants even steps to the end.
-        eta: DDIM's share of ancestral noise, 0..1.
-        prediction_type: "epsilon", "x_start", "v" or "posterior_mean".
-        variance_type: "fixed_small", "fixed_large", "learned" or "learned_range", for ddpm. The
-            other samplers make nothing of a learned variance.
-        clip: x_0 to [-1, 1] (True), to a bound, by DynamicThresholding, or not (False).
-        rederive_eps: DDIM takes epsilon anew from the clipped x_0, as guided-diffusion does; False
-            keeps the model's own, as diffusers does.
-        start: a visited timestep to begin at, with noise the x_t [N, C, ...] there; None begins at
-            the noisiest one.
-        seed: 0..2**64-1. Image i is driven by the noise of (seed, sample_index[i]) alone, whatever
-            the batch: draw 0 is x_T, draw k + 1 the noise of the k-th step of the run.
-        sample_index: of the first image, or [N] int64.
-        noise: x_T [N, C, ...], or noise(draw, sample_index) -> [N, C, ...] for every draw; None
-            makes it from seed.
-        class_labels: [N] int64.
-        device: default the model's parameters', else that of a noise tensor, else the CPU.
-        dtype: what the model is called with, default its parameters' (else float32). The state x_t
-            is float32, or float64 if dtype is.
-        progress: show a bar.
-        callback: called after each step.
-
-    Returns:
-        x_0 [N, C, ...], float32 (or float64), in the model's range: [-1, 1] for images.
-
-    Raises:
-        ValueError: an unknown option, steps above T, or a shape or number that does not fit.
-        TypeError: a model that returns something other than a tensor.
-    """
-    history = sample_progressive(
-        model,
-        shape,
-        schedule=schedule,
-        sampler=sampler,
-        steps=steps,
-        spacing=spacing,
-        eta=eta,
-        prediction_type=prediction_type,
-        variance_type=variance_type,
-        clip=clip,
-        rederive_eps=rederive_eps,
-        start=start,
-        seed=seed,
-        sample_index=sample_index,
-        noise=noise,
-        class_labels=class_labels,
-        device=device,
-        dtype=dtype,
-    )
-    return finish(history, progress=progress, callback=callback)
-
-
-def sample_progressive(
-    model: Model,
-    shape: Sequence[int],
-    *,
-    schedule: NoiseSchedule,
-    sampler: str = "ddpm",
-    steps: Steps = None,
-    spacing: str | None = None,
-    eta: float = 0.0,
-    prediction_type: str = "epsilon",
-    variance_type: str = "fixed_small",
-    clip: Clip = True,
-    rederive_eps: bool = True,
-    start: int | None = None,
-    seed: int = 0,
-    sample_index: int | Tensor = 0,
-    noise: Noise | None = None,
-    class_labels: Tensor | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Iterator[SampleStep]:
-    """As sample, step by step: yields a SampleStep after each. Bad arguments raise at the call."""
-    visited = visited_timesteps(schedule, steps, spacing or DEFAULT_SPACING[_known(sampler)])
-    plan = make_plan(
-        schedule,
-        _from_start(visited, start, noise),
-        sampler,
-        prediction_type,
-        variance_type,
-        eta=eta,
-        rederive_eps=rederive_eps,
-    )
-    learned = sampler == "ddpm" and check_variance_type(variance_type)
-    return run(
-        model,
-        shape,
-        plan,
-        clip=clip,
-        learned=learned,
-        seed=seed,
-        sample_index=sample_index,
-        noise=noise,
-        class_labels=class_labels,
-        device=device,
-        dtype=dtype,
-    )
-
-
-def ddim_invert(
-    model: Model,
-    x_start: Tensor,
-    *,
-    schedule: NoiseSchedule,
-    steps: Steps = None,
-    spacing: str | None = None,
-    prediction_type: str = "epsilon",
-    class_labels: Tensor | None = None,
-    dtype: torch.dtype | None = None,
-    progress: bool = False,
-    callback: Callable[[SampleStep], object] | None = None,
-) -> Tensor:
-    """The latent that DDIM (eta = 0, unclipped, the same steps) leads back to x_start, nearly.
-
-    Song et al. 2021, section 4.3: the ODE run upwards. In each SampleStep t is the level reached,
-    and x_prev the state there.
-
-    Args:
-        x_start: [N, C, ...] in [-1, 1], on the model's device.
-
-    Returns:
-        x_t [N, C, ...] at the noisiest visited timestep, float32 (or float64 if dtype is).
-
-    The other arguments and what is raised are as for sample.
-    """
-    visited = visited_timesteps(schedule, steps, spacing or DEFAULT_SPACING["ddim"])
-    columns = ddim_inverse_columns(schedule, visited, prediction_type)
-    plan = Plan.of(visited[::-1].copy(), {name: column[::-1] for name, column in columns.items()})
-    history = run(
-        model,
-        x_start.shape,
-        plan,
-        clip=False,
-        noise=x_start,
-        class_labels=class_labels,
-        device=x_start.device,
-        dtype=dtype,
-    )
-    return finish(history, progress=progress, callback=callback)
-
-
-def make_plan(
-    schedule: NoiseSchedule,
-    visited: NDArray[np.int64],
-    sampler: str,
-    prediction_type: str = "epsilon",
-    variance_type: str = "fixed_small",
-    *,
-    eta: float = 0.0,
-    rederive_eps: bool = True,
-) -> Plan:
-    """A sampler's timesteps and table; ValueError for an unknown or ill-fitting option."""
-    check_variance_type(variance_type)
-    if sampler != "ddim" and eta:
-        raise ValueError(f"eta belongs to sampler 'ddim'; {sampler!r} takes none, got {eta}.")
-    if _known(sampler) == "ddpm":
-        columns = ddpm_columns(schedule, visited, prediction_type, variance_type=variance_type)
-    elif sampler == "ddim":
-        columns = ddim_columns(
-            schedule, visited, prediction_type, eta=eta, rederive_eps=rederive_eps
-        )
-    else:
-        columns = dpm_solver_columns(schedule, visited, prediction_type)
-    return Plan.of(visited, columns)
-
-
-def finish(
-    history: Iterator[SampleStep],
-    *,
-    progress: bool = False,
-    callback: Callable[[SampleStep], object] | None = None,
-) -> Tensor:
-    """Run a history to its end and give the last x_prev."""
-    with progress_bar() if progress else nullcontext() as show:
-        for done in history:
-            if show:
-                show(done.step + 1, done.num_steps)
-            if callback:
-                callback(done)
-    return done.x_prev
-
-
-def run(
-    model: Model,
-    shape: Sequence[int],
-    plan: Plan,
-    *,
-    clip: Clip,
-    learned: bool = False,
-    seed: int = 0,
-    sample_index: int | Tensor = 0,
-    noise: Noise | None = None,
-    class_labels: Tensor | None = None,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype | None = None,
-) -> Iterator[SampleStep]:
-    """Walk a plan from x_T to its end; arguments as for sample, checked at the call.
+class Run:
+    """A walk of a plan from x_T to its end; arguments as for sample, checked here.
 
     learned tells that the plan needs the second half of a model output [N, 2C, ...].
     """
-    size = _checked_shape(shape)
-    parameter = next(_float_parameters(model), None)
-    if device is None and parameter is not None:
-        device = parameter.device
-    if device is None:
-        device = noise.device if isinstance(noise, Tensor) else "cpu"
-    if dtype is None:
-        dtype = torch.float32 if parameter is None else parameter.dtype
-    if isinstance(sample_index, int):
-        sample_index = torch.arange(sample_index, sample_index + size[0])
-    index = sample_index.to(device)
-    conditions = {}
-    if class_labels is not None:
-        conditions["class_labels"] = _checked(class_labels, size[:1], "class_labels").to(device)
 
-    def predict(x_t: Tensor, t: Tensor) -> Tensor:
-        return _checked_output(model(x_t.to(dtype), t, **conditions), size, learned)
+    def __init__(
+        self,
+        model: Model,
+        shape: Sequence[int],
+        plan: Plan,
+        *,
+        clip: Clip,
+        learned: bool = False,
+        seed: int = 0,
+        sample_index: int | Tensor = 0,
+        noise: Noise | None = None,
+        class_labels: Tensor | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        size = _checked_shape(shape)
+        parameter = next(_float_parameters(model), None)
+        if device is None and parameter is not None:
+            device = parameter.device
+        if device is None:
+            device = noise.device if isinstance(noise, Tensor) else "cpu"
+        if dtype is None:
+            dtype = torch.float32 if parameter is None else parameter.dtype
+        if isinstance(sample_index, int):
+            sample_index = torch.arange(sample_index, sample_index + size[0])
+        self._index = sample_index.to(device)
+        self._conditions = {}
+        if class_labels is not None:
+            labels = _checked(class_labels, size[:1], "class_labels")
+            self._conditions["class_labels"] = labels.to(device)
+        self._model, self._size, self._learned = model, size, learned
+        self._plan, self._clip, self._bound = plan, clip, clip_bound(clip)
+        self._noise, self._seed = noise, checked_seed(seed, self._index.device)
+        self._dtype = dtype
+        x_T = _checked(noise, size, "noise") if isinstance(noise, Tensor) else self._drawn(0)
+        if x_T is None:
+            x_T = philox_normal(size, self._seed, sample_index=self._index)
+        self._x_T = x_T.to(device, torch.promote_types(dtype, torch.float32))
 
-    def drawn(draw: int) -> Tensor | None:
-        return _checked(noise(draw, index), size, "noise(draw)") if callable(noise) else None
+    def history(self) -> Iterator[SampleStep]:
+        """Every step as it is done."""
+        return self._walk(keep_pred=True)
 
-    x = _checked(noise, size, "noise") if isinstance(noise, Tensor) else drawn(0)
-    if x is None:
-        x = philox_normal(size, seed, sample_index=index)
-    x = x.to(device, torch.promote_types(dtype, torch.float32))
+    def result(
+        self,
+        *,
+        progress: bool = False,
+        callback: Callable[[SampleStep], object] | None = None,
+    ) -> Tensor:
+        """The last x_prev."""
+        with progress_bar() if progress else nullcontext() as show:
+            for done in self._walk(keep_pred=callback is not None):
+                if show:
+                    show(done.step + 1, done.num_steps)
+                if callback:
+                    callback(done)
+        return done.x_prev
 
-    def step_noise(row: int) -> dict[str, Any]:
-        if not plan.stochastic:
+    @torch.no_grad()
+    def _walk(self, *, keep_pred: bool) -> Iterator[SampleStep]:
+        """A call of the model and of one op by step; keep_pred False leaves pred_x_start out."""
+        x, plan = self._x_T, self._plan
+        table = torch.from_numpy(plan.table).to(x.device)
+        timesteps = torch.from_numpy(plan.timesteps).to(x.device)
+        rows = torch.arange(len(table), device=x.device)
+        short = None if self._dtype == x.dtype else self._dtype
+        model_input, before = x.to(self._dtype), None
+        for row, t in enumerate(plan.timesteps.tolist()):
+            step = rows[row].expand(len(x))
+            out = self._predict(model_input, timesteps[row].expand(len(x)))
+            threshold = None
+            if isinstance(self._clip, DynamicThresholding):
+                threshold = self._clip.bound(predict_x_start(x, out, step, table))
+            done = denoise_step(
+                x,
+                out,
+                step,
+                table,
+                clip=self._bound,
+                threshold=threshold,
+                x_start_before=before,
+                return_pred_x_start=keep_pred or plan.multistep,
+                model_dtype=short,
+                **self._step_noise(row),
+            )
+            pred = cast(Tensor, done.pred_x_start)
+            yield SampleStep(row, len(table), t, x, pred, done.x_prev)
+            x, before = done.x_prev, pred if plan.multistep else None
+            model_input = x if done.model_input is None else done.model_input
+
+    def _predict(self, x_t: Tensor, t: Tensor) -> Tensor:
+        out = self._model(x_t, t, **self._conditions)
+        return _checked_output(out, self._size, self._learned)
+
+    def _step_noise(self, row: int) -> dict[str, Any]:
+        if not self._plan.stochastic:
             return {}
-        return {"noise": drawn(row + 1), "seed": seed, "sample_index": index}
+        return {
+            "noise": self._drawn(row + 1),
+            "seed": self._seed,
+            "sample_index": self._index,
+        }
 
-    return _walk(predict, x, plan, clip, clip_bound(clip), step_noise)
-
-
-@torch.no_grad()
-def _walk(
-    predict: Callable[[Tensor, Tensor], Tensor],
-    x: Tensor,
-    plan: Plan,
-    clip: Clip,
-    bound: float | None,
-    step_noise: Callable[[int], dict[str, Any]],
-) -> Iterator[SampleStep]:
-    table = torch.from_numpy(plan.table).to(x.device)
-    timesteps = torch.from_numpy(plan.timesteps).to(x.device)
-    rows = torch.arange(len(table), device=x.device)
-    before = None
-    for row, t in enumerate(plan.timesteps.tolist()):
-        step = rows[row].expand(len(x))
-        out = predict(x, timesteps[row].expand(len(x)))
-        threshold = None
-        if isinstance(clip, DynamicThresholding):
-            threshold = clip.bound(predict_x_start(x, out, step, table))
-        x_prev, pred, _ = denoise_step(
-            x,
-            out,
-            step,
-            table,
-            clip=bound,
-            threshold=threshold,
-            x_start_before=before,
-            return_pred_x_start=True,
-            **step_noise(row),
-        )
-        assert pred is not None
-        yield SampleStep(row, len(table), t, x, pred, x_prev)
-        x, before = x_prev, pred if plan.multistep else None
-
-
-def _known(sampler: str) -> str:
-    if sampler not in SAMPLERS:
-        raise ValueError(f"unknown sampler {sampler!r}: choose one of {', '.join(SAMPLERS)}.")
-    return sampler
-
-
-def _from_start(visited: NDArray[np.int64], start: int | None, noise: object) -> NDArray[np.int64]:
-    if start is None:
-        return visited
-    if not isinstance(noise, Tensor):
-        raise ValueError(f"start={start} begins at a given x_t: hand that in as noise.")
-    if start not in visited:
-        nearest = visited[np.abs(visited - start).argmin()]
-        raise ValueError(f"start={start} is no timestep of these steps; the nearest is {nearest}.")
-    return visited[visited <= start]
+    def _drawn(self, draw: int) -> Tensor | None:
+        """What the caller's noise function gives, or None without one."""
+        if not callable(self._noise):
+            return None
+        return _checked(self._noise(draw, self._index), self._size, "noise(draw)")
 
 
 def _checked_shape(shape: Sequence[int]) -> list[int]:

@@ -23,7 +23,6 @@ from fastdiff.checkpoints import Pretrained
 from fastdiff.images import grid, save_png, to_uint8
 from fastdiff.losses import simple_loss
 from fastdiff.models import UNet
-from fastdiff.ops import philox_normal
 from fastdiff.samplers import sample
 from fastdiff.training.config import TrainConfig
 from fastdiff.training.data import ImageData, ShuffledBatches, load_images
@@ -127,17 +126,19 @@ class Trainer:
         """One step of Algorithm 1 on the images of ``index``; returns the batch's mean loss."""
         config = self.config
         x_start, labels = self._batch(self.training_data, index)
-        t, noise = self._timesteps_and_noise(x_start, self.step)
+        t, sample_index = self._timesteps_and_indices(len(x_start), self.step)
         _seed_dropout(config.seed, self.step)
         self.model.train()
         losses = simple_loss(
             self.model,
             x_start,
             t,
-            noise,
             schedule=self.schedule,
             prediction_type=config.prediction_type,
             class_labels=labels,
+            seed=config.seed,
+            sample_index=sample_index,
+            stream=TRAINING_STREAM,
         )
         loss = losses.mean()
         self.optimizer.zero_grad()
@@ -199,22 +200,18 @@ class Trainer:
         index = torch.arange(len(x_start), device=self.device)
         table = []
         for point, t in enumerate(np.linspace(0, self.config.timesteps - 1, points).astype(int)):
-            noise = philox_normal(
-                tuple(x_start.shape),
-                self.config.seed,
-                sample_index=index,
-                draw=point,
-                stream=VALIDATION_STREAM,
-            )
             losses = [
                 simple_loss(
                     unet,
                     x_start[part],
                     torch.full((len(part),), int(t), device=self.device),
-                    noise[part],
                     schedule=self.schedule,
                     prediction_type=self.config.prediction_type,
                     class_labels=None if labels is None else labels[part],
+                    seed=self.config.seed,
+                    sample_index=part,
+                    draw=point,
+                    stream=VALIDATION_STREAM,
                 )
                 for part in index.split(250)
             ]
@@ -226,20 +223,12 @@ class Trainer:
         images = images.to(self.device, memory_format=torch.channels_last)
         return images, None if labels is None else labels.to(self.device)
 
-    def _timesteps_and_noise(self, x_start: Tensor, step: int) -> tuple[Tensor, Tensor]:
+    def _timesteps_and_indices(self, count: int, step: int) -> tuple[Tensor, Tensor]:
         """Keyed by each image's place in the whole run, whatever machine draws it."""
-        count = len(x_start)
         generator = np.random.default_rng((self.config.seed, TRAINING_STREAM, step))
         t = torch.from_numpy(generator.integers(self.config.timesteps, size=count))
         index = step * count + torch.arange(count, device=self.device)
-        noise = philox_normal(
-            tuple(x_start.shape),
-            self.config.seed,
-            sample_index=index,
-            stream=TRAINING_STREAM,
-            device=self.device,
-        )
-        return t.to(self.device), noise
+        return t.to(self.device), index
 
     def _log(self, loss: float, images_per_second: float) -> None:
         with open(self.folder / "log.csv", "a", newline="") as file:

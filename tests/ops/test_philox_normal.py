@@ -315,7 +315,7 @@ def test_empty_shapes() -> None:
         ({"seed": indices(1)[0].to("meta")}, ValueError, "seed must lie on cpu"),
         ({"stream": 2**16}, ValueError, r"stream must lie in 0..2\*\*16-1, got 65536"),
         ({"draw": -1}, ValueError, r"draw must lie in 0..2\*\*32-1"),
-        ({"draw": indices(1)}, ValueError, r"draw must be \[2\], one a sample; got \[1\]"),
+        ({"draw": indices(1)}, ValueError, r"draw must be \[2\], one for each sample; got \[1\]"),
         ({"sample_index": indices(0, -1)}, ValueError, r"sample_index must lie in 0..2\*\*48-1"),
         ({"sample_index": indices(0, 2**48)}, ValueError, r"sample_index must lie in"),
         ({"sample_index": indices(0)}, ValueError, r"sample_index must be \[2\]"),

@@ -1,4 +1,4 @@
-"""q_sample against its formula in float64, fastdiff.diffusion, and its reference's bits."""
+"""q_sample against its formula in float64, the papers' targets, and its reference's bits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fastdiff import diffusion
+from fastdiff.diffusion import noising_table
 from fastdiff.ops import _library, philox_normal
 from fastdiff.ops.philox_normal import reference as philox_reference
 from fastdiff.ops.q_sample import COLUMNS, q_sample, reference
@@ -47,23 +47,27 @@ def test_formula(shape: tuple[int, ...]) -> None:
     assert done.noise is z and done.x_t.shape == shape
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "x_start", "v"])
-def test_the_training_pair_is_diffusions(prediction_type: str) -> None:
-    schedule = NoiseSchedule.linear(100)
-    signal, deviation = schedule.sqrt_alphas_cumprod, schedule.sqrt_one_minus_alphas_cumprod
-    target = {"epsilon": (0.0, 1.0), "x_start": (1.0, 0.0), "v": (-deviation, signal)}
-    columns = np.broadcast_arrays(signal, deviation, *target[prediction_type])
-    table = torch.from_numpy(np.stack(columns, 1))
-    x_start, t = normals(4, 3, 6, 6).float().clamp(-1, 1), torch.tensor([0, 33, 66, 99])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "x_start", "v", "posterior_mean"])
+def test_the_training_pair_is_the_papers(prediction_type: str) -> None:
+    """By betas alone: Ho et al. 2020, eq. 4 and 7; Salimans and Ho 2022, appendix D."""
+    betas = np.linspace(1e-4, 0.02, 100)
+    abar, t = np.cumprod(1 - betas), torch.tensor([0, 33, 66, 99])
+    before = np.append(1.0, abar[:-1])
+    table = noising_table(NoiseSchedule.linear(100), torch.device("cpu"), prediction_type)
+    x_start, index = normals(4, 3, 6, 6).float().clamp(-1, 1), torch.arange(4)
     done = q_sample(
-        x_start, t, table, seed=4, sample_index=torch.arange(4), return_noise=True,
-        return_target=True,
-    )  # fmt: skip
-    z = philox_normal(x_start.shape, 4, sample_index=torch.arange(4))
-    assert torch.equal(done.noise, z)
-    torch.testing.assert_close(done.x_t, diffusion.q_sample(schedule, x_start, t, z))
-    wanted = diffusion.prediction_target(schedule, x_start, z, t, prediction_type)
-    torch.testing.assert_close(done.target, wanted)
+        x_start, t, table, seed=4, sample_index=index, return_noise=True, return_target=True
+    )
+    assert done.noise is not None
+    assert torch.equal(done.noise, philox_normal(x_start.shape, 4, sample_index=index))
+    x, z = x_start.double().numpy(), done.noise.double().numpy()
+    a, b, a_before = (c[t].reshape(4, 1, 1, 1) for c in (abar, betas, before))
+    x_t = np.sqrt(a) * x + np.sqrt(1 - a) * z
+    mean = (np.sqrt(a_before) * b * x + np.sqrt(1 - b) * (1 - a_before) * x_t) / (1 - a)
+    v = np.sqrt(a) * z - np.sqrt(1 - a) * x
+    wanted = {"epsilon": z, "x_start": x, "v": v, "posterior_mean": mean}[prediction_type]
+    np.testing.assert_allclose(done.x_t, x_t, rtol=1e-6, atol=1e-6)
+    np.testing.assert_allclose(done.target, wanted, rtol=1e-6, atol=1e-6)
 
 
 def test_only_what_is_asked_for_comes() -> None:
@@ -163,18 +167,39 @@ def test_compiles_whole() -> None:
     assert torch.equal(torch.compile(run, fullgraph=True)(x), run(x))
 
 
-def test_a_gradient_is_refused() -> None:
-    a = inputs()
-    a["x_start"].requires_grad_()
-    with pytest.raises(NotImplementedError, match="q_sample has no gradient"):
-        q_sample(**a, noise=normals(3, 2, 5, 3)).x_t.sum().backward()
+@pytest.mark.parametrize("return_target", [False, True])
+@pytest.mark.parametrize("shape", [(3, 2, 5, 3), (3,)])
+def test_gradients(shape: tuple[int, ...], return_target: bool) -> None:
+    """Of x_start and a noise handed in, against finite differences in float64."""
+    a = inputs(shape)
+    t = a["t"]
+
+    def noised(x_start: Tensor, noise: Tensor) -> tuple[Tensor, ...]:
+        done = q_sample(x_start, t, TABLE, noise=noise, return_target=return_target)
+        return tuple(part for part in done if part is not None)
+
+    given = [a["x_start"].requires_grad_(), normals(*shape, seed=2).requires_grad_()]
+    assert torch.autograd.gradcheck(noised, given)
+    assert torch.autograd.gradgradcheck(noised, given)
+
+
+def test_gradients_beside_drawn_noise_and_in_low_precision() -> None:
+    x = inputs()["x_start"].bfloat16().requires_grad_()
+    t, index = inputs()["t"], torch.arange(3)
+    done = q_sample(x, t, TABLE, seed=1, sample_index=index, return_noise=True, return_target=True)
+    assert done.target is not None
+    (2 * done.x_t + 3 * done.target).sum().backward()
+    row = TABLE[t].view(3, len(COLUMNS), 1, 1, 1)
+    wanted = (2 * row[:, 0] + 3 * row[:, 2]).expand(x.shape)
+    assert x.grad is not None and x.grad.dtype == torch.bfloat16
+    torch.testing.assert_close(x.grad.double(), wanted, rtol=2**-8, atol=0)
 
 
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [
-        ({"t": torch.tensor([0, 1])}, ValueError, r"t must be \[3\], one a sample; got \[2\]"),
-        ({"t": torch.tensor([0, 1, T])}, ValueError, r"t must lie in 0..8.*got 0..9"),
+        ({"t": torch.tensor([0, 1])}, ValueError, r"t must be \[3\], one for each sa.*got \[2\]"),
+        ({"t": torch.tensor([0, 1, T])}, ValueError, r"t must lie in 0..8, got 0..9"),
         ({"t": torch.zeros(3)}, TypeError, "t must be int64"),
         ({"table": TABLE.float()}, ValueError, r"table must be float64 \[T, 4\]"),
         ({"table": TABLE.to("meta")}, ValueError, "table must share x_start's device"),

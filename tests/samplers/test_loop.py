@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff.ops.philox_normal import philox_normal
 from fastdiff.samplers import SAMPLERS, SampleStep, sample, sample_progressive
@@ -62,6 +63,45 @@ def test_the_noise_is_philox_normal_by_draw(options: dict[str, Any]) -> None:
     x_T = noise(0, torch.arange(40, 45))
     mixed = sample(wavy, SHAPE, schedule=LINEAR, noise=x_T, seed=11, sample_index=40, **options)
     assert torch.equal(made, mixed)
+
+
+class Calls(TorchDispatchMode):
+    """The ops that reach the dispatcher, by name, but for views and the range checks of the CPU."""
+
+    UNCOUNTED = ("select", "expand", "detach", "min", "max", "_local_scalar_dense")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if op._schema.name.removeprefix("aten::") not in self.UNCOUNTED:
+            self.names.append(op._schema.name)
+        return op(*args, **kwargs or {})
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("options", [*RUNS, {"sampler": "ddpm", "variance_type": "learned_range"}])
+def test_a_step_is_one_call_of_the_model_and_one_op(
+    options: dict[str, Any], dtype: torch.dtype
+) -> None:
+    inputs: list[Tensor] = []
+    out = torch.zeros(5, 4 if "variance_type" in options else 2, 4, 3, dtype=dtype)
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        inputs.append(x)
+        calls.names.append("model")
+        return out
+
+    options = {"steps": 10, "schedule": LINEAR, "dtype": dtype} | options
+    with Calls() as calls:
+        x = sample(model, SHAPE, **options)
+    assert calls.names[calls.names.index("model") :] == ["model", "fastdiff::denoise_step"] * 10
+    assert {x.dtype for x in inputs} == {dtype}
+    steps = [*sample_progressive(lambda x, t: out, SHAPE, **options)]
+    for seen, step in zip(inputs, steps, strict=True):
+        assert torch.equal(seen, step.x_t.to(dtype)) and step.x_t.dtype == torch.float32
+    assert torch.equal(x, steps[-1].x_prev)
 
 
 @pytest.mark.parametrize("options", RUNS)

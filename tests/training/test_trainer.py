@@ -11,8 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from fastdiff import UNet
+from fastdiff.ops import _library, philox_normal
 from fastdiff.training import TrainConfig, Trainer
 from fastdiff.training.ema import EMA
+from fastdiff.training.trainer import TRAINING_STREAM
 
 CPU = torch.device("cpu")
 
@@ -129,7 +131,10 @@ def test_one_step_is_the_gradient_step_of_algorithm_1(config, tmp_path):
     model.load_state_dict(trainer.model.state_dict())
     index = torch.tensor([3, 1, 4, 15])
     x_start, labels = trainer.training_data.batch(index)
-    t, noise = trainer._timesteps_and_noise(x_start, step=0)
+    t, sample_index = trainer._timesteps_and_indices(4, step=0)
+    noise = philox_normal(
+        x_start.shape, config.seed, sample_index=sample_index, stream=TRAINING_STREAM
+    )
 
     abar = torch.from_numpy(np.cumprod(1 - np.linspace(1e-4, 0.02, 20)))[t].view(-1, 1, 1, 1)
     x_t = abar.sqrt() * x_start.double() + (1 - abar).sqrt() * noise.double()
@@ -152,13 +157,19 @@ def test_one_step_is_the_gradient_step_of_algorithm_1(config, tmp_path):
 
 def test_noise_belongs_to_the_place_in_the_run(config, tmp_path):
     trainer = Trainer.start(config, tmp_path / "run", CPU)
-    x = torch.zeros(4, 1, 8, 8)
-    t, noise = trainer._timesteps_and_noise(x, step=3)
-    again = trainer._timesteps_and_noise(x, step=3)
-    other = trainer._timesteps_and_noise(x, step=4)
-    assert torch.equal(t, again[0]) and torch.equal(noise, again[1])
-    assert not torch.equal(noise, other[1])
-    assert len({sample.numpy().tobytes() for sample in (*noise, *other[1])}) == 8
+    t, index = trainer._timesteps_and_indices(4, step=3)
+    again = trainer._timesteps_and_indices(4, step=3)
+    other = trainer._timesteps_and_indices(4, step=4)
+    assert torch.equal(t, again[0]) and torch.equal(index, again[1])
+    assert sorted([*index.tolist(), *other[1].tolist()]) == list(range(12, 20))
+    assert not torch.equal(t, other[0])
+
+
+def test_the_loss_draws_its_noise_in_the_kernel(config, tmp_path):
+    trainer = Trainer.start(config, tmp_path / "run", CPU)
+    calls = _library.native_calls("q_sample", "CPU")
+    trainer.train_step(torch.arange(4))
+    assert _library.native_calls("q_sample", "CPU") == calls + 1
 
 
 def test_training_lowers_the_loss_by_far(config, tmp_path):

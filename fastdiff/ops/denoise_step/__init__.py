@@ -109,7 +109,6 @@ def denoise_step(
         model_dtype,
     )
     if in_place:
-        _refuse_gradient_in_place(x_t, model_output)
         x_prev, (pred, model_input) = x_t, _op_in_place(x_t, *arguments)
     else:
         x_prev, pred, model_input = _op(x_t, *arguments)
@@ -138,7 +137,7 @@ def _check(x_t: Tensor, model_output: Tensor, step: Tensor, table: Tensor) -> No
     if step.dtype != torch.int64:
         raise TypeError(f"step must be int64, got {step.dtype}.")
     if list(step.shape) != [N]:
-        raise ValueError(f"step must be [{N}], one a sample; got {list(step.shape)}.")
+        raise ValueError(f"step must be [{N}], one for each sample; got {list(step.shape)}.")
     if N and readable(step) and not 0 <= int(step.min()) <= int(step.max()) < len(table):
         raise ValueError(
             f"step must lie in 0..{len(table) - 1}, the table's rows; got "
@@ -187,14 +186,6 @@ def _check_devices(x_t: Tensor, **tensors: Tensor | None) -> None:
             raise ValueError(
                 f"{name} must share x_t's device; they lie on {tensor.device} and {x_t.device}."
             )
-
-
-def _refuse_gradient_in_place(*tensors: Tensor) -> None:
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
-        raise NotImplementedError(
-            "fastdiff::denoise_step_ has no gradient; call it under torch.no_grad(), or detach its "
-            "inputs"
-        )
 
 
 def _fake(x_t: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:

@@ -68,7 +68,9 @@ def checked_counters(N: int, sample_index: Tensor, draw: int | Tensor, stream: i
         if tensor.dtype != torch.int64:
             raise TypeError(f"{name} must be int64, got {tensor.dtype}.")
         if list(tensor.shape) != [N]:
-            raise ValueError(f"{name} must be [{N}], one a sample; got {list(tensor.shape)}.")
+            raise ValueError(
+                f"{name} must be [{N}], one for each sample; got {list(tensor.shape)}."
+            )
         if N and readable(tensor):
             _check_range(name, int(tensor.min()), int(tensor.max()), bits)
     _check_range("stream", stream, stream, 16)

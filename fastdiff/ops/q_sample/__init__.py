@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -56,7 +56,8 @@ def q_sample(
         return_target: whether to return target.
 
     Returns:
-        x_t, and noise and target where asked for, in x_start's dtype and memory format.
+        x_t, and noise and target where asked for, in x_start's dtype and memory format. Gradients
+        reach x_start and a noise handed in.
 
     Raises:
         ValueError: shapes or devices that do not fit; t out of range (on the CPU); neither noise
@@ -107,14 +108,11 @@ def _check(x_start: Tensor, t: Tensor, table: Tensor) -> None:
             f"table must be float64 [T, {len(COLUMNS)}], got {table.dtype} {list(table.shape)}."
         )
     if t.dtype != torch.int64:
-        raise TypeError(f"t must be int64, got {t.dtype}.")
+        raise TypeError(f"t must be int64, got {t.dtype}; call t.long().")
     if t.shape != x_start.shape[:1]:
-        raise ValueError(f"t must be [{len(x_start)}], one a sample; got {list(t.shape)}.")
+        raise ValueError(f"t must be [{len(x_start)}], one for each sample; got {list(t.shape)}.")
     if len(t) and readable(t) and not 0 <= int(t.min()) <= int(t.max()) < len(table):
-        raise ValueError(
-            f"t must lie in 0..{len(table) - 1}, the table's rows; got "
-            f"{int(t.min())}..{int(t.max())}."
-        )
+        raise ValueError(f"t must lie in 0..{len(table) - 1}, got {int(t.min())}..{int(t.max())}.")
 
 
 def _fake(x_start: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
@@ -126,10 +124,33 @@ def _fake(x_start: Tensor, *arguments: object) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x_start, t, table, noise, *_ = inputs
+    ctx.dtypes = x_start.dtype, None if noise is None else noise.dtype
+    ctx.save_for_backward(t, table)
+
+
+def _backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+    """The map is linear in x_start and in a noise handed in; its transpose, in float32 at least."""
+    of_x_t, _, of_target = (g.to(torch.promote_types(g.dtype, torch.float32)) for g in grads)
+    t, table = ctx.saved_tensors
+    a_x, a_z, y_x, y_z = reference.rows(t, table, of_x_t)
+
+    def pulled_back(a: Tensor, y: Tensor, dtype: torch.dtype) -> Tensor:
+        grad = a * of_x_t
+        return (grad + y * of_target if of_target.shape == of_x_t.shape else grad).to(dtype)
+
+    x_dtype, noise_dtype = ctx.dtypes
+    of_noise = None if noise_dtype is None else pulled_back(a_z, y_z, noise_dtype)
+    return pulled_back(a_x, y_x, x_dtype), None, None, of_noise, *[None] * 6
+
+
 _op = _library.define(
     "q_sample(Tensor x_start, Tensor t, Tensor table, Tensor? noise, Tensor? seed, "
     "Tensor? sample_index, Tensor? draw, int stream, bool return_noise, bool return_target) "
     "-> (Tensor, Tensor, Tensor)",
     reference=reference.q_sample,
     fake=_fake,
+    backward=_backward,
+    setup_context=_setup_context,
 )

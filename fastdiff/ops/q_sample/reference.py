@@ -29,7 +29,7 @@ def q_sample(
     else:
         assert seed is not None and sample_index is not None and draw is not None
         z = philox_normal(list(x.shape), seed, sample_index, draw, stream, x.dtype)
-    a_x, a_z, y_x, y_z = table[t].to(x.dtype).view(-1, len(COLUMNS), *[1] * (x.ndim - 1)).unbind(1)
+    a_x, a_z, y_x, y_z = rows(t, table, x)
     return (
         torch.empty_like(x_start).copy_(a_x * x + a_z * z),
         torch.empty_like(x_start).copy_(z) if return_noise else x_start.new_empty(0),
@@ -37,3 +37,8 @@ def q_sample(
         if return_target
         else x_start.new_empty(0),
     )
+
+
+def rows(t: Tensor, table: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+    """Each sample's row: the columns as [N, 1, ...] in like's dtype."""
+    return table[t].to(like.dtype).view(-1, len(COLUMNS), *[1] * (like.ndim - 1)).unbind(1)
