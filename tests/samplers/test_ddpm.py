@@ -110,12 +110,11 @@ def test_all_steps_are_the_steps_of_p_mean_variance(
 
 @pytest.mark.parametrize("variance_type", ["fixed_small", "fixed_large"])
 @pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-@pytest.mark.parametrize("spacing", ["leading", "trailing"])
-@pytest.mark.parametrize("steps", [10, 50])
+@pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
+@pytest.mark.parametrize("steps", [7, 50])
 def test_diffusers_step_by_step(
     steps: int, spacing: str, prediction_type: str, variance_type: str
 ) -> None:
-    """At dividing counts, the only ones where diffusers steps from the right timestep."""
     from diffusers import DDPMScheduler
 
     peer = DDPMScheduler(

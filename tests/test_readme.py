@@ -1,0 +1,21 @@
+"""What the README says in Python runs, and does what it says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+README = Path(__file__).parents[1] / "README.md"
+
+
+def test_the_readmes_python() -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    names: dict[str, Any] = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    assert len(blocks) == 2
+    assert names["images"].shape == (10, 1, 28, 28)
+    assert torch.equal(names["x"], names["images"])
