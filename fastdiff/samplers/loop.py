@@ -53,6 +53,8 @@ class Run:
         sample_index: int | Tensor = 0,
         noise: Noise | None = None,
         class_labels: Tensor | None = None,
+        uncond_labels: Tensor | None = None,
+        guidance_scale: float = 1.0,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
     ) -> None:
@@ -67,10 +69,8 @@ class Run:
         if isinstance(sample_index, int):
             sample_index = torch.arange(sample_index, sample_index + size[0])
         self._index = sample_index.to(device)
-        self._conditions = {}
-        if class_labels is not None:
-            labels = _checked(class_labels, size[:1], "class_labels")
-            self._conditions["class_labels"] = labels.to(device)
+        self._guidance_scale = guidance_scale
+        self._conditions = _conditions(size, class_labels, uncond_labels, guidance_scale, device)
         self._model, self._size, self._learned = model, size, learned
         self._plan, self._clip, self._bound = plan, clip, clip_bound(clip)
         self._noise, self._seed = noise, checked_seed(seed, self._index.device)
@@ -110,15 +110,19 @@ class Run:
         model_input, before = x.to(self._dtype), None
         for row, t in enumerate(plan.timesteps.tolist()):
             step = rows[row].expand(len(x))
-            out = self._predict(model_input, timesteps[row].expand(len(x)))
+            out, uncond = self._predict(model_input, timesteps[row])
             threshold = None
             if isinstance(self._clip, DynamicThresholding):
-                threshold = self._clip.bound(predict_x_start(x, out, step, table))
+                threshold = self._clip.bound(
+                    predict_x_start(x, out, step, table, uncond, self._guidance_scale)
+                )
             done = denoise_step(
                 x,
                 out,
                 step,
                 table,
+                uncond_output=uncond,
+                guidance_scale=self._guidance_scale,
                 clip=self._bound,
                 threshold=threshold,
                 x_start_before=before,
@@ -131,9 +135,15 @@ class Run:
             x, before = done.x_prev, pred if plan.multistep else None
             model_input = x if done.model_input is None else done.model_input
 
-    def _predict(self, x_t: Tensor, t: Tensor) -> Tensor:
-        out = self._model(x_t, t, **self._conditions)
-        return _checked_output(out, self._size, self._learned)
+    def _predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The model's output, and its output without the condition where that guides."""
+        if self._guidance_scale == 1:
+            out = self._model(x_t, t.expand(len(x_t)), **self._conditions)
+            return _checked_output(out, self._size, self._learned), None
+        twice = torch.cat([x_t, x_t])
+        out = self._model(twice, t.expand(len(twice)), **self._conditions)
+        out, uncond = _checked_output(out, [*twice.shape], self._learned).chunk(2)
+        return out, uncond
 
     def _step_noise(self, row: int) -> dict[str, Any]:
         if not self._plan.stochastic:
@@ -149,6 +159,29 @@ class Run:
         if not callable(self._noise):
             return None
         return _checked(self._noise(draw, self._index), self._size, "noise(draw)")
+
+
+def _conditions(
+    size: list[int],
+    class_labels: Tensor | None,
+    uncond_labels: Tensor | None,
+    guidance_scale: float,
+    device: torch.device | str,
+) -> dict[str, Tensor]:
+    """What the model is told beside x_t and t; guided, the half without a class comes second."""
+    if guidance_scale != 1 and (class_labels is None or uncond_labels is None):
+        raise ValueError(
+            f"guidance_scale {guidance_scale} needs class_labels, and uncond_labels that tell the "
+            "model of no class."
+        )
+    labels = [class_labels, uncond_labels] if guidance_scale != 1 else [class_labels]
+    names = ("class_labels", "uncond_labels")
+    given = [
+        _checked(tensor, size[:1], name).to(device)
+        for name, tensor in zip(names, labels, strict=False)
+        if tensor is not None
+    ]
+    return {"class_labels": torch.cat(given)} if given else {}
 
 
 def _checked_shape(shape: Sequence[int]) -> list[int]:

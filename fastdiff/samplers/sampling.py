@@ -42,6 +42,8 @@ def sample(
     sample_index: int | Tensor = 0,
     noise: Noise | None = None,
     class_labels: Tensor | None = None,
+    uncond_labels: Tensor | None = None,
+    guidance_scale: float = 1.0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
     progress: bool = False,
@@ -74,6 +76,9 @@ def sample(
         noise: x_T [N, C, ...], or noise(draw, sample_index) -> [N, C, ...] for every draw; None
             makes it from seed.
         class_labels: [N] int64.
+        uncond_labels: [N] int64, the labels that the model was trained to take for no class.
+        guidance_scale: 1 samples by class_labels alone; above it they count for more (Ho and
+            Salimans 2022, eq. 6, w + 1), and the model is called on both halves at once, [2N].
         device: default the model's parameters', else that of a noise tensor, else the CPU.
         dtype: what the model is called with, default its parameters' (else float32). The state x_t
             is float32, or float64 if dtype is.
@@ -104,6 +109,8 @@ def sample(
         sample_index=sample_index,
         noise=noise,
         class_labels=class_labels,
+        uncond_labels=uncond_labels,
+        guidance_scale=guidance_scale,
         device=device,
         dtype=dtype,
     )
@@ -128,6 +135,8 @@ def sample_progressive(
     sample_index: int | Tensor = 0,
     noise: Noise | None = None,
     class_labels: Tensor | None = None,
+    uncond_labels: Tensor | None = None,
+    guidance_scale: float = 1.0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Iterator[SampleStep]:
@@ -149,6 +158,8 @@ def sample_progressive(
         sample_index=sample_index,
         noise=noise,
         class_labels=class_labels,
+        uncond_labels=uncond_labels,
+        guidance_scale=guidance_scale,
         device=device,
         dtype=dtype,
     )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from fastdiff.diffusion import DynamicThresholding
 from fastdiff.ops.philox_normal import philox_normal
 from fastdiff.samplers import SAMPLERS, SampleStep, sample, sample_progressive
 from fastdiff.schedules import NoiseSchedule, timesteps
@@ -102,6 +103,36 @@ def test_a_step_is_one_call_of_the_model_and_one_op(
     for seen, step in zip(inputs, steps, strict=True):
         assert torch.equal(seen, step.x_t.to(dtype)) and step.x_t.dtype == torch.float32
     assert torch.equal(x, steps[-1].x_prev)
+
+
+def labelled(x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+    shift = class_labels.to(x).view(-1, 1, 1, 1) / 5
+    return torch.sin(3 * x + shift + (t.to(x) / 150).view(-1, 1, 1, 1))
+
+
+@pytest.mark.parametrize("clip", [True, DynamicThresholding(0.9)])
+@pytest.mark.parametrize("options", RUNS)
+def test_guidance_is_ho_and_salimans(options: dict[str, Any], clip: Any) -> None:
+    """(1 + w) of the conditional score less w of the other, whatever the sampler."""
+    labels, none, w = torch.tensor([3, 1, 4, 1, 5]), torch.full((5,), 9), 1.7
+    calls: list[int] = []
+
+    def model(x: Tensor, t: Tensor, class_labels: Tensor) -> Tensor:
+        calls.append(len(x))
+        return labelled(x, t, class_labels)
+
+    def guided(x: Tensor, t: Tensor) -> Tensor:
+        return (1 + w) * labelled(x, t, labels) - w * labelled(x, t, none)
+
+    common = {"schedule": LINEAR, "clip": clip, "dtype": torch.float64, "seed": 3} | options
+    got = sample(
+        model, SHAPE, class_labels=labels, uncond_labels=none, guidance_scale=1 + w, **common
+    )
+    assert calls == [10] * 10
+    torch.testing.assert_close(got, sample(guided, SHAPE, **common), rtol=1e-9, atol=1e-9)
+    unguided = sample(model, SHAPE, class_labels=labels, uncond_labels=none, **common)
+    assert torch.equal(unguided, sample(model, SHAPE, class_labels=labels, **common))
+    assert calls[10:] == [5] * 20 and not torch.equal(got, unguided)
 
 
 @pytest.mark.parametrize("options", RUNS)
@@ -246,6 +277,15 @@ def test_no_bar_stands_above_an_error(capsys: Any) -> None:
         ({"noise": torch.zeros(5, 2)}, r"noise must have shape \[5, 2, 4, 3\], got \[5, 2\]"),
         ({"noise": lambda *_: torch.zeros(1)}, r"noise\(draw\) must have shape"),
         ({"class_labels": torch.arange(3)}, r"class_labels must have shape \[5\], got \[3\]"),
+        ({"guidance_scale": 2.0}, "guidance_scale 2.0 needs class_labels, and uncond_labels"),
+        (
+            {
+                "guidance_scale": 2.0,
+                "class_labels": torch.arange(5),
+                "uncond_labels": torch.ones(1),
+            },
+            r"uncond_labels must have shape \[5\], got \[1\]",
+        ),
         ({"start": 500}, "start=500 begins at a given x_t"),
         ({"start": 333, "steps": 10, "noise": torch.zeros(SHAPE)}, "the nearest is 300"),
         ({"shape": (5,)}, r"shape must be \(N, C, ...\)"),

@@ -29,10 +29,7 @@ def denoise_step(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(x_prev, pred_x_start, model_input); of those not asked for, an empty [0]."""
     x = x_t.to(compute_dtype(x_t))
-    out = model_output[:, : x.shape[1]].to(x.dtype)
-    if uncond_output is not None:
-        uncond = uncond_output[:, : x.shape[1]].to(x.dtype)
-        out = uncond + guidance_scale * (out - uncond)
+    out = guided(model_output, uncond_output, guidance_scale, x)
     row = rows(step, table, x)
     pred = predict_x_start(x, out, step, table)
     if threshold is not None:
@@ -71,11 +68,29 @@ def as_asked(value: Tensor, like: Tensor, dtype: torch.dtype | None) -> Tensor:
     return torch.empty_like(like, dtype=dtype).copy_(value)
 
 
-def predict_x_start(x_t: Tensor, out: Tensor, step: Tensor, table: Tensor) -> Tensor:
-    """x_0 [N, C, ...] before any clip, in float32 at least; out's first C channels count."""
+def predict_x_start(
+    x_t: Tensor,
+    model_output: Tensor,
+    step: Tensor,
+    table: Tensor,
+    uncond_output: Tensor | None = None,
+    guidance_scale: float = 1.0,
+) -> Tensor:
+    """x_0 [N, C, ...] before any clip, in float32 at least; arguments as for denoise_step."""
     x = x_t.to(compute_dtype(x_t))
     row = rows(step, table, x)
-    return row["k_x"] * x + row["k_o"] * out[:, : x.shape[1]].to(x.dtype)
+    return row["k_x"] * x + row["k_o"] * guided(model_output, uncond_output, guidance_scale, x)
+
+
+def guided(
+    model_output: Tensor, uncond_output: Tensor | None, guidance_scale: float, like: Tensor
+) -> Tensor:
+    """Out, [N, C, ...] as like, of outputs whose first C channels count."""
+    cond = model_output[:, : like.shape[1]].to(like.dtype)
+    if uncond_output is None:
+        return cond
+    uncond = uncond_output[:, : like.shape[1]].to(like.dtype)
+    return uncond + guidance_scale * (cond - uncond)
 
 
 def rows(step: Tensor, table: Tensor, like: Tensor) -> dict[str, Tensor]:
