@@ -76,11 +76,24 @@ Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
   Tensor mean = like_x(by_group, ScalarType::Float, MemoryFormat::Contiguous);
   Tensor rstd = like_x(by_group, ScalarType::Float, MemoryFormat::Contiguous);
   if (x.numel() > 0) {
-    launch(GroupNormSiluParams{
-        input.const_data_ptr(), y.mutable_data_ptr(), static_cast<float*>(mean.mutable_data_ptr()),
-        static_cast<float*>(rstd.mutable_data_ptr()), channel_vector(weight), channel_vector(bias),
-        channel_vector(scale), channel_vector(shift), N, C, x.numel() / (N * C), groups, eps,
-        *kernel_dtype(x.scalar_type()), channels_last, silu});
+    launch(GroupNormSiluParams{input.const_data_ptr(),
+                               y.mutable_data_ptr(),
+                               static_cast<float*>(mean.mutable_data_ptr()),
+                               static_cast<float*>(rstd.mutable_data_ptr()),
+                               nullptr,
+                               {},
+                               channel_vector(weight),
+                               channel_vector(bias),
+                               channel_vector(scale),
+                               channel_vector(shift),
+                               N,
+                               C,
+                               x.numel() / (N * C),
+                               groups,
+                               eps,
+                               *kernel_dtype(x.scalar_type()),
+                               channels_last,
+                               silu});
   }
   return {y, mean, rstd};
 }

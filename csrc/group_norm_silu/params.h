@@ -6,12 +6,15 @@
 
 namespace fastdiff {
 
-// y = act((1 + scale) * (weight * (x - mean) * rstd + bias) + shift), mean and rstd by group.
+// y = act((1 + scale) * (weight * (h - mean) * rstd + bias) + shift) of h = x + added + residual,
+// mean and rstd by group.
 struct GroupNormSiluParams {
-  const void* x;  // [N, C, spatial], or [N, spatial, C] where channels_last
-  void* y;        // as x
-  float* mean;    // [N, groups]
-  float* rstd;    // [N, groups]
+  const void* x;         // [N, C, spatial], or [N, spatial, C] where channels_last
+  void* y;               // as x
+  float* mean;           // [N, groups]
+  float* rstd;           // [N, groups]
+  const void* residual;  // as x, null where not given
+  ChannelVector added;   // null where not given
   ChannelVector weight, bias, scale, shift;
   std::int64_t batch, channels, spatial, groups;
   double eps;
