@@ -84,6 +84,15 @@ __device__ __forceinline__ void multiply_add(__half, float (&d)[4], const std::u
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+// ---- arithmetic ----
+
+// 2^x within 2 units in the last place; results below the normal numbers are zero.
+__device__ __forceinline__ float power_of_two(float x) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+  return power;
+}
+
 // ---- clusters: blocks that run together and read each other's shared memory (sm_90 on) ----
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -112,6 +121,19 @@ __device__ __forceinline__ float read_of_cluster(const float* shared, unsigned r
 #endif
 
 // ---- launching ----
+
+struct Device {
+  int multiprocessors = 1;
+  std::size_t shared = 0;  // bytes that a block may ask for
+};
+
+inline Device current_device() {
+  int index = 0, multiprocessors = 1, shared = 0;
+  cudaGetDevice(&index);
+  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index);
+  cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
+  return {multiprocessors, static_cast<std::size_t>(shared)};
+}
 
 // How a kernel is laid out over the GPU; `cluster` blocks along x run together.
 struct Grid {
