@@ -143,7 +143,7 @@ struct Fragments {
 // How eight warps share a product of `rows` x `columns`.
 template <int rows, int columns>
 struct Grid8 {
-  static constexpr int N = columns == 64 || (columns == 256 && rows == 32) ? 32 : 64;
+  static constexpr int N = columns <= 128 || (columns == 256 && rows == 32) ? 32 : 64;
   static constexpr int across = columns / N;
   static constexpr int M = columns == 64 ? 16 : rows * across / kWarps;
   static constexpr int down = rows / M;

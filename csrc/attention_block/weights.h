@@ -1,7 +1,6 @@
 // The weights of a block's products, as one stream of slices from global to shared memory.
 #pragma once
 
-#include "params.h"
 #include "tiles.h"
 
 namespace fastdiff::attention {
@@ -10,13 +9,14 @@ namespace fastdiff::attention {
 // A slice is a panel [columns][kDepth], where the weight's rows are the product's columns, or
 // [kDepth][columns], where they run along k; either is copied by the same threads to the same
 // places, but for the swizzle.
-template <class T, int width, int slots>
+// Plan says which matrices come, in order: each [columns][depth], or [depth][columns] `along_k`.
+template <class T, class Plan, int width, int slots>
 class WeightStream {
  public:
   static constexpr int kSlice = width * kDepth;
   static constexpr int kCopies = kSlice / 8 / kThreads;  // a thread and slice
 
-  __device__ WeightStream(const AttentionBlockParams& p, T* shared) : p_(p), shared_(shared) {
+  __device__ WeightStream(const Plan& plan, T* shared) : plan_(plan), shared_(shared) {
     open();
     for (int slot = 0; slot < slots; ++slot) {
       request(slot);
@@ -44,8 +44,8 @@ class WeightStream {
 
   __device__ __forceinline__ void advance() {
     k_ += kDepth;
-    from_ += along_k_ ? kDepth * p_.channels : kDepth;
-    if (k_ < p_.channels) return;
+    from_ += along_k_ ? kDepth * plan_.columns() : kDepth;
+    if (k_ < plan_.depth()) return;
     k_ = 0;
     ++matrix_;
     open();
@@ -67,20 +67,18 @@ class WeightStream {
 
   // This thread's part in the copies of the next matrix.
   __device__ void open() {
-    const bool folded = p_.key == nullptr;
-    const void* weight = matrix_ == 0 ? p_.query : folded ? p_.proj : p_.key;
-    if (matrix_ > 1) weight = matrix_ == 2 ? p_.value : p_.proj;
-    along_k_ = matrix_ == 1 && !folded;
+    along_k_ = plan_.along_k(matrix_);
     const int thread = threadIdx.x, chunks = along_k_ ? kChunksAcross : kDepth / 8;
-    const int row = thread / chunks, chunk = thread % chunks;
+    const int row = thread / chunks, chunk = thread % chunks, rows = kThreads / chunks;
+    const int pitch = along_k_ ? plan_.columns() : plan_.depth();
     place_ = along_k_ ? place<width>(row, chunk) : place<kDepth>(row, chunk);
-    from_ = static_cast<const T*>(weight) + row * p_.channels + chunk * 8;
-    stride_ = kThreads / chunks * p_.channels;
-    copies_ = !along_k_ ? p_.channels / (kThreads / chunks) : chunk * 8 < p_.channels ? kCopies : 0;
-    if (matrix_ > (folded ? 1 : 3)) copies_ = 0;
+    from_ = static_cast<const T*>(plan_.matrix(matrix_)) + row * pitch + chunk * 8;
+    stride_ = rows * pitch;
+    copies_ = along_k_ ? chunk * 8 < pitch ? kCopies : 0 : plan_.columns() / rows;
+    if (matrix_ >= plan_.count()) copies_ = 0;
   }
 
-  const AttentionBlockParams& p_;
+  const Plan plan_;
   T* shared_;
   const T* from_ = nullptr;
   int slot_ = 0, matrix_ = 0, k_ = 0, place_ = 0, stride_ = 0, copies_ = 0;

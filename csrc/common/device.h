@@ -93,8 +93,9 @@ __device__ __forceinline__ float power_of_two(float x) {
   return power;
 }
 
-// ---- clusters: blocks that run together and read each other's shared memory (sm_90 on) ----
+// ---- clusters: blocks that run together and read each other's shared memory ----
 
+// Below sm_90 there are none: a block is a cluster by itself.
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 __device__ __forceinline__ unsigned cluster_rank() {
   unsigned rank;
@@ -118,6 +119,30 @@ __device__ __forceinline__ float read_of_cluster(const float* shared, unsigned r
   asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
   return value;
 }
+
+// 16 bytes, aligned to 16, of `shared` as it stands in the block `rank` of this cluster.
+__device__ __forceinline__ void read_of_cluster(std::uint32_t (&to)[4], const void* shared,
+                                                unsigned rank) {
+  std::uint32_t address;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
+               : "=r"(address)
+               : "r"(shared_address(shared)), "r"(rank));
+  asm volatile("ld.shared::cluster.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(to[0]), "=r"(to[1]), "=r"(to[2]), "=r"(to[3])
+               : "r"(address)
+               : "memory");
+}
+#else
+__device__ __forceinline__ unsigned cluster_rank() { return 0; }
+
+__device__ __forceinline__ void cluster_barrier() { __syncthreads(); }
+
+__device__ __forceinline__ float read_of_cluster(const float* shared, unsigned) { return *shared; }
+
+__device__ __forceinline__ void read_of_cluster(std::uint32_t (&to)[4], const void* shared,
+                                                unsigned) {
+  for (int k = 0; k < 4; ++k) to[k] = static_cast<const std::uint32_t*>(shared)[k];
+}
 #endif
 
 // ---- launching ----
@@ -125,14 +150,16 @@ __device__ __forceinline__ float read_of_cluster(const float* shared, unsigned r
 struct Device {
   int multiprocessors = 1;
   std::size_t shared = 0;  // bytes that a block may ask for
+  unsigned cluster = 1;    // blocks that may run together
 };
 
 inline Device current_device() {
-  int index = 0, multiprocessors = 1, shared = 0;
+  int index = 0, multiprocessors = 1, shared = 0, clusters = 0;
   cudaGetDevice(&index);
   cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, index);
   cudaDeviceGetAttribute(&shared, cudaDevAttrMaxSharedMemoryPerBlockOptin, index);
-  return {multiprocessors, static_cast<std::size_t>(shared)};
+  cudaDeviceGetAttribute(&clusters, cudaDevAttrClusterLaunch, index);
+  return {multiprocessors, static_cast<std::size_t>(shared), clusters ? 8u : 1u};
 }
 
 // How a kernel is laid out over the GPU; `cluster` blocks along x run together.
