@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 BLOCK = 1024
+MOST_PROGRAMS = 65535  # along a grid's second axis
 SINGLE_OR_HALF = (torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -34,9 +35,10 @@ def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
-def tiles_of_sample(x: Tensor) -> int:
-    """How many tiles of BLOCK elements a sample of x [N, ...] takes."""
-    return triton.cdiv(math.prod(x.shape[1:]), BLOCK)
+def grid_of(x: Tensor) -> tuple[int, int, int]:
+    """A program for each tile of BLOCK elements of each sample of x [N, ...]; some may be empty."""
+    tiles = triton.cdiv(math.prod(x.shape[1:]), BLOCK)
+    return len(x), min(tiles, MOST_PROGRAMS), triton.cdiv(tiles, MOST_PROGRAMS)
 
 
 def vector(*tensors: Tensor | None) -> int:
@@ -45,10 +47,10 @@ def vector(*tensors: Tensor | None) -> int:
 
 
 @triton.jit
-def tile_of_sample(tiles, BLOCK: tl.constexpr):
+def tile_of_sample(BLOCK: tl.constexpr):
     """This program's sample, and the first element of its tile in there, both int64."""
-    program = tl.program_id(0)
-    return (program // tiles).to(tl.int64), (program % tiles).to(tl.int64) * BLOCK
+    tile = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    return tl.program_id(0).to(tl.int64), tile * BLOCK
 
 
 @triton.jit

@@ -15,10 +15,10 @@ from ..philox_normal.triton import normal_tile
 from ..triton import (
     BLOCK,
     channels_last,
+    grid_of,
     laid_like,
     offsets,
     tile_of_sample,
-    tiles_of_sample,
     vector,
     walkable,
 )
@@ -65,9 +65,8 @@ def _launch(
     model_input = torch.empty_like(x_t, dtype=model_dtype) if model_dtype else None
     if not channels_last(model_output):
         model_output = model_output.contiguous()
-    tiles = tiles_of_sample(x_t)
     if x_t.numel():
-        _denoise_step[(len(x_t) * tiles,)](
+        _denoise_step[grid_of(x_t)](
             x_prev,
             pred,
             model_input,
@@ -87,7 +86,6 @@ def _launch(
             math.prod(x_t.shape[1:]),
             math.prod(x_t.shape[2:]),
             x_t.shape[1],
-            tiles,
             LEARNED=model_output.shape[1] > x_t.shape[1],
             X_LAST=channels_last(x_t),
             OUT_LAST=channels_last(model_output),
@@ -99,7 +97,7 @@ def _launch(
     return none if pred is None else pred, none if model_input is None else model_input
 
 
-@triton.jit(do_not_specialize=["stream", "tiles"])
+@triton.jit(do_not_specialize=["stream"])
 def _denoise_step(
     x_prev,
     pred_x_start,
@@ -120,7 +118,6 @@ def _denoise_step(
     elements,
     plane,
     channels,
-    tiles,
     LEARNED: tl.constexpr,
     X_LAST: tl.constexpr,
     OUT_LAST: tl.constexpr,
@@ -128,7 +125,7 @@ def _denoise_step(
     VECTOR: tl.constexpr,
 ):
     HALVES: tl.constexpr = 2 if LEARNED else 1
-    sample, start = tile_of_sample(tiles, BLOCK)
+    sample, start = tile_of_sample(BLOCK)
     mask = start + tl.arange(0, BLOCK) < elements
     at = sample * elements + offsets(start, plane, channels, X_LAST, BLOCK)
     out_at = offsets(start, plane, channels * HALVES, OUT_LAST, BLOCK)

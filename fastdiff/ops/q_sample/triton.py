@@ -15,10 +15,10 @@ from ..philox_normal.triton import normal_tile
 from ..triton import (
     BLOCK,
     channels_last,
+    grid_of,
     laid_like,
     offsets,
     tile_of_sample,
-    tiles_of_sample,
     vector,
     walkable,
 )
@@ -56,9 +56,8 @@ def q_sample(
     x_t = torch.empty_like(x_start)
     z = torch.empty_like(x_start) if return_noise else None
     target = torch.empty_like(x_start) if return_target else None
-    tiles = tiles_of_sample(x_start)
     if x_start.numel():
-        _q_sample[(len(x_start) * tiles,)](
+        _q_sample[grid_of(x_start)](
             x_t,
             z,
             target,
@@ -73,7 +72,6 @@ def q_sample(
             math.prod(x_start.shape[1:]),
             math.prod(x_start.shape[2:]),
             x_start.shape[1] if x_start.ndim > 1 else 1,
-            tiles,
             LAST=channels_last(x_start),
             BLOCK=BLOCK,
             VECTOR=vector(x_start, noise),
@@ -83,7 +81,7 @@ def q_sample(
     return x_t, none if z is None else z, none if target is None else target
 
 
-@triton.jit(do_not_specialize=["stream", "tiles"])
+@triton.jit(do_not_specialize=["stream"])
 def _q_sample(
     x_t,
     z_out,
@@ -99,12 +97,11 @@ def _q_sample(
     elements,
     plane,
     channels,
-    tiles,
     LAST: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    sample, start = tile_of_sample(tiles, BLOCK)
+    sample, start = tile_of_sample(BLOCK)
     mask = start + tl.arange(0, BLOCK) < elements
     at = sample * elements + offsets(start, plane, channels, LAST, BLOCK)
     row = table + tl.load(t + sample) * COLUMNS
