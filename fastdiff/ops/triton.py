@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -14,6 +15,16 @@ from torch import Tensor
 BLOCK = 1024
 MOST_PROGRAMS = 65535  # along a grid's second axis
 SINGLE_OR_HALF = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def check_bits(compute_capability: int, version: str) -> None:
+    """Raise RuntimeError where this triton would change the noise's bits."""
+    if compute_capability >= 10 and version.startswith("3.6."):
+        raise RuntimeError(
+            f"triton {version} fuses packed products and sums on compute capability "
+            f"{compute_capability}.x, which changes the noise's bits: install triton 3.7 or newer"
+        )
 
 
 def walkable(x: Tensor) -> bool:
@@ -37,6 +48,8 @@ def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
 
 def grid_of(x: Tensor) -> tuple[int, int, int]:
     """A program for each tile of BLOCK elements of each sample of x [N, ...]; some may be empty."""
+    if x.is_cuda:
+        check_bits(torch.cuda.get_device_capability(x.device)[0], triton.__version__)
     tiles = triton.cdiv(math.prod(x.shape[1:]), BLOCK)
     return len(x), min(tiles, MOST_PROGRAMS), triton.cdiv(tiles, MOST_PROGRAMS)
 
