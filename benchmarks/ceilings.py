@@ -1,0 +1,26 @@
+"""The two rates that bound every kernel, measured in the run that they are compared with."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+
+from benchmarks.replay import device_medians
+
+
+@functools.cache
+def copy_bandwidth() -> float:
+    """Bytes a second that a large device-to-device copy reads and writes."""
+    source = torch.empty(2**29, dtype=torch.uint8, device="cuda").random_()
+    target = torch.empty_like(source)
+    seconds = device_medians({"copy": lambda: target.copy_(source)}, calls=10)
+    return 2 * source.numel() / seconds["copy"]
+
+
+@functools.cache
+def matrix_rate() -> float:
+    """Operations a second of an 8192^3 bfloat16 matrix product of random numbers."""
+    a, b = (torch.randn(8192, 8192, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+    seconds = device_medians({"product": lambda: a @ b}, calls=5)
+    return 2 * 8192**3 / seconds["product"]
