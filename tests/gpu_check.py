@@ -16,7 +16,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 PYTEST = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
-SMALL_CALLS = [sys.executable, "-m", "tests.ops.small_calls_on_a_gpu"]
+SMALL_CALLS = [sys.executable, "-u", "-X", "faulthandler", "-m", "tests.ops.small_calls_on_a_gpu"]
 SANITIZER = ["compute-sanitizer", "--error-exitcode", "9", "--print-limit", "20"]
 
 

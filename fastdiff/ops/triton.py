@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+LARGE_SAMPLE = 2**14
 MOST_PROGRAMS = 65535  # along a grid's second axis
 SINGLE_OR_HALF = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -46,11 +46,16 @@ def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
+def block_of(x: Tensor) -> int:
+    """Elements a program takes: more where samples are large, and rows seldom read pay off."""
+    return 2048 if math.prod(x.shape[1:]) >= LARGE_SAMPLE else 1024
+
+
 def grid_of(x: Tensor) -> tuple[int, int, int]:
-    """A program for each tile of BLOCK elements of each sample of x [N, ...]; some may be empty."""
+    """A program for each sample of x [N, ...] and tile of block_of(x) elements; some may be empty."""
     if x.is_cuda:
         check_bits(torch.cuda.get_device_capability(x.device)[0], triton.__version__)
-    tiles = triton.cdiv(math.prod(x.shape[1:]), BLOCK)
+    tiles = triton.cdiv(math.prod(x.shape[1:]), block_of(x))
     return len(x), min(tiles, MOST_PROGRAMS), triton.cdiv(tiles, MOST_PROGRAMS)
 
 

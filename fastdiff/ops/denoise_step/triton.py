@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..philox_normal.triton import normal_tile
 from ..triton import (
-    BLOCK,
+    block_of,
     channels_last,
     grid_of,
     laid_like,
@@ -89,12 +89,14 @@ def _launch(
             LEARNED=model_output.shape[1] > x_t.shape[1],
             X_LAST=channels_last(x_t),
             OUT_LAST=channels_last(model_output),
-            BLOCK=BLOCK,
+            BLOCK=block_of(x_t),
             VECTOR=vector(x_t, model_output, x_start_before, noise, model_input),
             enable_fp_fusion=False,
         )
-    none = x_t.new_empty(0)
-    return none if pred is None else pred, none if model_input is None else model_input
+    return (
+        x_t.new_empty(0) if pred is None else pred,
+        x_t.new_empty(0) if model_input is None else model_input,
+    )
 
 
 @triton.jit(do_not_specialize=["stream"])

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton import BLOCK, grid_of, tile_of_sample, vector
+from ..triton import block_of, grid_of, tile_of_sample, vector
 from . import reference
 
 ROUNDS = tl.constexpr(reference.ROUNDS)
@@ -48,7 +48,7 @@ def philox_normal(
             draw.contiguous(),
             stream,
             math.prod(shape[1:]),
-            BLOCK=BLOCK,
+            BLOCK=block_of(out),
             VECTOR=vector(out),
             enable_fp_fusion=False,
         )

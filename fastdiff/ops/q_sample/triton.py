@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..philox_normal.triton import normal_tile
 from ..triton import (
-    BLOCK,
+    block_of,
     channels_last,
     grid_of,
     laid_like,
@@ -73,12 +73,15 @@ def q_sample(
             math.prod(x_start.shape[2:]),
             x_start.shape[1] if x_start.ndim > 1 else 1,
             LAST=channels_last(x_start),
-            BLOCK=BLOCK,
+            BLOCK=block_of(x_start),
             VECTOR=vector(x_start, noise),
             enable_fp_fusion=False,
         )
-    none = x_start.new_empty(0)
-    return x_t, none if z is None else z, none if target is None else target
+    return (
+        x_t,
+        x_start.new_empty(0) if z is None else z,
+        x_start.new_empty(0) if target is None else target,
+    )
 
 
 @triton.jit(do_not_specialize=["stream"])
