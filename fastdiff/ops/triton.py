@@ -52,7 +52,7 @@ def block_of(x: Tensor) -> int:
 
 
 def grid_of(x: Tensor) -> tuple[int, int, int]:
-    """A program for each sample of x [N, ...] and tile of block_of(x) elements; some may be empty."""
+    """A program for each sample of x and tile of block_of(x) elements in it; some may be empty."""
     if x.is_cuda:
         check_bits(torch.cuda.get_device_capability(x.device)[0], triton.__version__)
     tiles = triton.cdiv(math.prod(x.shape[1:]), block_of(x))
