@@ -3,15 +3,10 @@
 
 #include <tuple>
 
+#include "../common/cuda_stream.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 #include "params.h"
-
-#ifdef FASTDIFF_CUDA
-// Weak, so that the library loads where torch has no CUDA.
-extern "C" __attribute__((weak)) AOTITorchError
-aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
-#endif
 
 namespace fastdiff {
 namespace {
@@ -116,10 +111,8 @@ Outputs cuda(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias
   const auto device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
   return run(x, groups, weight, bias, eps, scale, shift, silu, [&](const GroupNormSiluParams& p) {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
     cuda_calls.add();
-    const char* error = group_norm_silu_cuda(p, stream);
+    const char* error = group_norm_silu_cuda(p, current_cuda_stream(device));
     STD_TORCH_CHECK(error == nullptr, "fastdiff::group_norm_silu: ", error);
   });
 }
