@@ -46,16 +46,16 @@ def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
-def block_of(x: Tensor) -> int:
-    """Elements a program takes: more where samples are large, and rows seldom read pay off."""
-    return 2048 if math.prod(x.shape[1:]) >= LARGE_SAMPLE else 1024
+def block_of(x: Tensor, others: int = 0) -> int:
+    """Elements a program takes: more in large samples, where `others` leave registers for them."""
+    return 2048 if math.prod(x.shape[1:]) >= LARGE_SAMPLE and others == 0 else 1024
 
 
-def grid_of(x: Tensor) -> tuple[int, int, int]:
-    """A program for each sample of x and tile of block_of(x) elements in it; some may be empty."""
+def grid_of(x: Tensor, block: int) -> tuple[int, int, int]:
+    """A program for each sample of x [N, ...] and block of elements in it; some may be empty."""
     if x.is_cuda:
         check_bits(torch.cuda.get_device_capability(x.device)[0], triton.__version__)
-    tiles = triton.cdiv(math.prod(x.shape[1:]), block_of(x))
+    tiles = triton.cdiv(math.prod(x.shape[1:]), block)
     return len(x), min(tiles, MOST_PROGRAMS), triton.cdiv(tiles, MOST_PROGRAMS)
 
 

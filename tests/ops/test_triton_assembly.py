@@ -194,7 +194,6 @@ KERNELS: dict[str, tuple[Callable[[], Launch], int, int]] = {
     "step bf16": (lambda: step_launch(bf16, bf16), 4, 2),
     "step bf16, large": (lambda: step_launch(bf16, bf16, side=128), 4, 2),
     "step, everything": (lambda: step_launch(f32, bf16, everything=True), 14, 10),
-    "step, everything, large": (lambda: step_launch(f32, bf16, everything=True, side=128), 14, 10),
 }
 
 

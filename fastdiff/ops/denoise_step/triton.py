@@ -65,8 +65,9 @@ def _launch(
     model_input = torch.empty_like(x_t, dtype=model_dtype) if model_dtype else None
     if not channels_last(model_output):
         model_output = model_output.contiguous()
+    block = block_of(x_t, (uncond_output is not None) + (x_start_before is not None))
     if x_t.numel():
-        _denoise_step[grid_of(x_t)](
+        _denoise_step[grid_of(x_t, block)](
             x_prev,
             pred,
             model_input,
@@ -89,7 +90,7 @@ def _launch(
             LEARNED=model_output.shape[1] > x_t.shape[1],
             X_LAST=channels_last(x_t),
             OUT_LAST=channels_last(model_output),
-            BLOCK=block_of(x_t),
+            BLOCK=block,
             VECTOR=vector(x_t, model_output, x_start_before, noise, model_input),
             enable_fp_fusion=False,
         )

@@ -40,15 +40,16 @@ def philox_normal(
 ) -> Tensor:
     """As the reference."""
     out = torch.empty(shape, dtype=dtype, device=sample_index.device)
+    block = block_of(out)
     if out.numel():
-        _philox_normal[grid_of(out)](
+        _philox_normal[grid_of(out, block)](
             out,
             seed,
             sample_index.contiguous(),
             draw.contiguous(),
             stream,
             math.prod(shape[1:]),
-            BLOCK=block_of(out),
+            BLOCK=block,
             VECTOR=vector(out),
             enable_fp_fusion=False,
         )

@@ -56,8 +56,9 @@ def q_sample(
     x_t = torch.empty_like(x_start)
     z = torch.empty_like(x_start) if return_noise else None
     target = torch.empty_like(x_start) if return_target else None
+    block = block_of(x_start)
     if x_start.numel():
-        _q_sample[grid_of(x_start)](
+        _q_sample[grid_of(x_start, block)](
             x_t,
             z,
             target,
@@ -73,7 +74,7 @@ def q_sample(
             math.prod(x_start.shape[2:]),
             x_start.shape[1] if x_start.ndim > 1 else 1,
             LAST=channels_last(x_start),
-            BLOCK=block_of(x_start),
+            BLOCK=block,
             VECTOR=vector(x_start, noise),
             enable_fp_fusion=False,
         )
