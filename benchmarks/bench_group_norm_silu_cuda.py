@@ -1,4 +1,4 @@
-"""group_norm_silu on a GPU, channels-last, against eager and compiled PyTorch; a row a size of UNets.
+"""group_norm_silu on a GPU, channels-last bf16, against eager and compiled PyTorch.
 
 python -m pytest benchmarks/bench_group_norm_silu_cuda.py -m gpu -s
 """

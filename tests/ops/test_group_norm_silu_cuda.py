@@ -22,7 +22,7 @@ EPS = 1e-6
 dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=["f32", "bf16", "f16"])
 layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["contiguous", "last"])
 
-# Both sides of every border between one block, a cluster and two launches; widths of ADM and odd ones.
+# Both sides of the borders between block, cluster and two launches; widths of ADM and odd ones.
 SHAPES = [
     ((1, 128, 32, 32), 32),
     ((2, 128, 64, 64), 32),
