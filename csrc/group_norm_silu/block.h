@@ -1,17 +1,12 @@
 // What a block of the CUDA kernels does with its part of a slab: load, statistics, output.
 #pragma once
 
+#include <type_traits>
+
 #include "moments.h"
 #include "plan.h"
 
 namespace fastdiff {
-
-__device__ __forceinline__ float widen(float v) { return v; }
-__device__ __forceinline__ float widen(__half v) { return __half2float(v); }
-__device__ __forceinline__ float widen(__nv_bfloat16 v) { return __bfloat162float(v); }
-__device__ __forceinline__ void narrow(float v, float& to) { to = v; }
-__device__ __forceinline__ void narrow(float v, __half& to) { to = __float2half_rn(v); }
-__device__ __forceinline__ void narrow(float v, __nv_bfloat16& to) { to = __float2bfloat16_rn(v); }
 
 __device__ __forceinline__ float silu(float z, float) {
   return divide(z, 1.0f + fminf(expf(-z), 8e37f));
@@ -22,66 +17,120 @@ __device__ __forceinline__ float silu(float z, T) {
   return fast_divide(z, 1.0f + fast_exp(-z));
 }
 
+// ---- packs of values, as words ----
+
 template <class T, int width>
 struct alignas(sizeof(T) * width) Pack {
-  T values[width];
+  using Word = std::conditional_t<sizeof(T) * width % 4 == 0, std::uint32_t, std::uint16_t>;
+  Word words[sizeof(T) * width / sizeof(Word)];
 };
 
-__device__ inline float entry(const ChannelVector& v, std::int64_t sample, std::int64_t channel,
-                              float absent) {
-  if (v.data == nullptr) return absent;
-  const std::int64_t i = sample * v.sample_stride + channel * v.channel_stride;
-  switch (v.dtype) {
-    case DType::float32:
-      return static_cast<const float*>(v.data)[i];
-    case DType::float16:
-      return widen(static_cast<const __half*>(v.data)[i]);
-    default:
-      return widen(static_cast<const __nv_bfloat16*>(v.data)[i]);
+__device__ __forceinline__ float widen(float, std::uint32_t bits) { return __uint_as_float(bits); }
+__device__ __forceinline__ float widen(__nv_bfloat16, std::uint32_t bits) {
+  return __uint_as_float(bits << 16);
+}
+__device__ __forceinline__ float widen(__half, std::uint32_t bits) {
+  return __half2float(__ushort_as_half(static_cast<unsigned short>(bits)));
+}
+
+template <class T, int width>
+__device__ __forceinline__ float value(const Pack<T, width>& pack, int k) {
+  if constexpr (sizeof(T) == 4 || width == 1) return widen(T{}, pack.words[k]);
+  const std::uint32_t pair = pack.words[k / 2];
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+    if (k % 2 == 1) return __uint_as_float(pair & 0xffff0000u);
   }
+  return widen(T{}, k % 2 == 1 ? pair >> 16 : pair & 0xffffu);
 }
 
-// z = (h - mean) * (gain * rstd) + offset, before the statistics are known.
-struct Modulation {
-  float gain, offset;
+__device__ __forceinline__ std::uint32_t narrow(float, float v) { return __float_as_uint(v); }
+__device__ __forceinline__ std::uint32_t narrow(__half, float v) {
+  return __half_as_ushort(__float2half_rn(v));
+}
+__device__ __forceinline__ std::uint32_t narrow(__nv_bfloat16, float v) {
+  return __bfloat16_as_ushort(__float2bfloat16_rn(v));
+}
+__device__ __forceinline__ std::uint32_t narrow(__half, float low, float high) {
+  const __half2 pair = __floats2half2_rn(low, high);
+  return reinterpret_cast<const std::uint32_t&>(pair);
+}
+__device__ __forceinline__ std::uint32_t narrow(__nv_bfloat16, float low, float high) {
+  const __nv_bfloat162 pair = __floats2bfloat162_rn(low, high);
+  return reinterpret_cast<const std::uint32_t&>(pair);
+}
+
+template <class T, int width>
+__device__ __forceinline__ Pack<T, width> pack(const float (&values)[width]) {
+  Pack<T, width> packed;
+  if constexpr (sizeof(T) == 2 && width > 1) {
+#pragma unroll
+    for (int k = 0; k < width; k += 2) {
+      packed.words[k / 2] = narrow(T{}, values[k], values[k + 1]);
+    }
+  } else {
+#pragma unroll
+    for (int k = 0; k < width; ++k) packed.words[k] = narrow(T{}, values[k]);
+  }
+  return packed;
+}
+
+// ---- a channel's coefficients ----
+
+// An entry of a channel vector, loaded and not yet looked at, so that loads do not wait for each
+// other.
+struct Entry {
+  std::uint32_t bits;
+  const ChannelVector& of;
+
+  __device__ __forceinline__ Entry(const ChannelVector& v, std::int64_t sample,
+                                   std::int64_t channel)
+      : bits(0), of(v) {
+    if (v.data == nullptr) return;
+    const std::int64_t i = sample * v.sample_stride + channel * v.channel_stride;
+    if (v.dtype == DType::float32) {
+      bits = static_cast<const std::uint32_t*>(v.data)[i];
+    } else {
+      bits = static_cast<const std::uint16_t*>(v.data)[i];
+    }
+  }
+
+  __device__ __forceinline__ float value(float absent) const {
+    if (of.data == nullptr) return absent;
+    if (of.dtype == DType::float32) return widen(0.0f, bits);
+    if (of.dtype == DType::bfloat16) return widen(__nv_bfloat16{}, bits);
+    return widen(__half{}, bits);
+  }
 };
 
-__device__ inline Modulation modulation(const GroupNormSiluParams& p, std::int64_t sample,
-                                        std::int64_t channel) {
-  const float scale = 1.0f + entry(p.scale, sample, channel, 0);
-  return {entry(p.weight, 0, channel, 1) * scale,
-          entry(p.bias, 0, channel, 0) * scale + entry(p.shift, sample, channel, 0)};
-}
-
-// Statistics of a group as the output needs them.
-struct alignas(16) Normal {
-  float mean, rest, rstd;
-};
-
-__device__ inline Normal normal_of(const Moments& m, double eps) {
-  return {m.mean, m.rest, inverse_root(m.squares / m.count + static_cast<float>(eps))};
-}
-
-// z = (x - center) * slope + offset
+// z = (x - center) * slope + offset. Before the statistics are known: what is added to x, the
+// factor of the normal value and the offset.
 struct alignas(16) Affine {
   float center, slope, offset;
 };
 
-__device__ inline Affine affine(const Normal& n, const Modulation& m, float added) {
-  const float slope = m.gain * n.rstd;
-  const float center = n.mean - added;
-  const float carried = n.mean - center;
-  const float lost = (n.mean - (center + carried)) + (carried - added);  // of the subtraction
-  return {center, slope, m.offset - (n.rest + lost) * slope};
+__device__ __forceinline__ Affine before_statistics(const GroupNormSiluParams& p,
+                                                    std::int64_t sample, std::int64_t channel) {
+  const Entry added(p.added, sample, channel), weight(p.weight, 0, channel),
+      bias(p.bias, 0, channel), scale(p.scale, sample, channel), shift(p.shift, sample, channel);
+  const float factor = 1.0f + scale.value(0);
+  return {added.value(0), weight.value(1) * factor, bias.value(0) * factor + shift.value(0)};
 }
 
-// Where a block stands.
-struct Part {
-  std::int64_t sample;
-  int slab, part, rows;  // rows that it has
-  std::int64_t first_row;
+__device__ __forceinline__ Affine with_statistics(const Affine& a, const Moments& m, float rstd) {
+  const float slope = a.slope * rstd, added = a.center;
+  const float center = m.mean - added;
+  const float carried = m.mean - center;
+  const float lost = (m.mean - (center + carried)) + (carried - added);  // of the subtraction
+  return {center, slope, a.offset - (m.rest + lost) * slope};
+}
 
-  __device__ Part(const Plan& plan, unsigned block) {
+// ---- a block's place ----
+
+struct Part {
+  std::int64_t sample, first_row;
+  int slab, part, rows;  // rows that it has
+
+  __device__ __forceinline__ Part(const Plan& plan, unsigned block) {
     const unsigned parts = plan.parts, slabs = plan.slabs, at = block / parts;
     part = static_cast<int>(block % parts);
     slab = static_cast<int>(at % slabs);
@@ -90,44 +139,71 @@ struct Part {
     const std::int64_t left = plan.rows - first_row;
     rows = static_cast<int>(left < 0 ? 0 : left < plan.rows_of_part ? left : plan.rows_of_part);
   }
+  __device__ int first_channel(const Plan& plan) const { return slab * plan.slab; }
 };
 
 // A thread's column of vectors in its block's part: rows `row`, `row + down` and so on.
-template <class T, int width, bool channels_last>
+template <int width, bool channels_last>
 struct Column {
-  using Packed = Pack<T, width>;
-  std::int64_t first, stride;  // elements to vector (0, column), and from row to row
+  std::int64_t first;  // elements to vector (0, column)
+  unsigned stride;     // and from row to row
   int row, down, rows, across;
-  int channel;  // of the first element of row 0
-  unsigned plane;
-  unsigned first_row;
+  unsigned plane, first_row;
 
-  __device__ Column(const GroupNormSiluParams& p, const Plan& plan, const Part& part) {
-    across = threadIdx.x % plan.across;
-    row = threadIdx.x / plan.across;
+  __device__ __forceinline__ Column(const GroupNormSiluParams& p, const Plan& plan,
+                                    const Part& part) {
+    const unsigned wide = plan.across;
+    across = channels_last ? threadIdx.x % wide : 0;
+    row = channels_last ? threadIdx.x / wide : threadIdx.x;
     down = plan.down;
     rows = row < down ? part.rows : 0;
-    channel = part.slab * plan.slab + (channels_last ? across * width : 0);
     plane = static_cast<unsigned>(p.spatial);
     first_row = static_cast<unsigned>(part.first_row);
-    stride = channels_last ? p.channels : width;
+    stride = channels_last ? static_cast<unsigned>(p.channels) : width;
+    const std::int64_t channel = part.first_channel(plan);
     first = part.sample * p.channels * p.spatial + part.first_row * stride +
-            (channels_last ? channel : channel * p.spatial);
+            (channels_last ? channel + across * width : channel * p.spatial);
   }
 
-  // The rows that this thread has from `from` on, `down` apart.
-  __device__ int count(int from = 0) const {
-    const int start = row + from * down;
-    return start < rows ? (rows - start - 1) / down + 1 : 0;
+  // How many rows this thread has.
+  __device__ int count() const {
+    return row < rows ? static_cast<int>(static_cast<unsigned>(rows - row - 1) / down) + 1 : 0;
   }
-  __device__ std::int64_t element(int i) const { return first + (row + i * down) * stride; }
-  // The channel of all elements of vector i where the layout is contiguous.
-  __device__ int channel_of(int i) const {
-    return channel + (first_row + row + i * down) * width / plane;
+  __device__ std::int64_t element(int i) const {
+    return first + static_cast<unsigned>(row + i * down) * stride;
+  }
+  // The slab's channel in which element k of vector i lies.
+  __device__ int channel(int i, int k) const {
+    return channels_last ? across * width + k : (first_row + row + i * down) * width / plane;
   }
 };
 
-// Vectors in registers, the additions to them unmade.
+// A block's shared memory: moments of its threads and of its groups, coefficients of its channels.
+struct Shared {
+  Moments *scratch, *totals;
+  Affine* table;
+
+  __device__ __forceinline__ explicit Shared(const Plan& plan) {
+    scratch = reinterpret_cast<Moments*>(dynamic_shared());
+    totals = scratch + plan.down * plan.columns;
+    table = reinterpret_cast<Affine*>(totals + 2 * plan.groups);
+  }
+  __device__ Moments* finals(const Plan& plan) const { return totals + plan.groups; }
+  static std::size_t bytes(const Plan& plan) {
+    return (plan.down * plan.columns + 2 * plan.groups) * sizeof(Moments) +
+           plan.slab * sizeof(Affine);
+  }
+};
+
+__device__ __forceinline__ void load_table(const GroupNormSiluParams& p, const Plan& plan,
+                                           const Part& part, const Shared& shared) {
+  for (int i = threadIdx.x; i < plan.slab; i += blockDim.x) {
+    shared.table[i] = before_statistics(p, part.sample, part.first_channel(plan) + i);
+  }
+}
+
+// ---- vectors in registers ----
+
 template <class T, int width, int held, bool with_residual>
 struct Held {
   Pack<T, width> x[held], residual[with_residual ? held : 1];
@@ -150,7 +226,7 @@ struct Held {
 
   // Without this the widened values of one use would stay in registers until the next.
   __device__ __forceinline__ void forget() {
-    if constexpr (sizeof(T) * width % 4 == 0 && sizeof(T) == 2) {
+    if constexpr (sizeof(T) == 2 && width > 1) {
 #pragma unroll
       for (int i = 0; i < held; ++i) fastdiff::forget(x[i]);
     }
@@ -158,77 +234,82 @@ struct Held {
 
   // x + residual - center
   __device__ __forceinline__ float from(float center, int i, int k) const {
-    const float d = widen(x[i].values[k]) - center;
-    return with_residual ? d + widen(residual[i].values[k]) : d;
+    const float own = value(x[i], k);
+    if constexpr (!with_residual) return own - center;
+    const float other = value(residual[i], k);
+    const float sum = own + other, carried = sum - own;
+    return (sum - center) + ((own - (sum - carried)) + (other - carried));
   }
 };
 
-// Moments of the `count` held vectors, by pieces of width / pieces channels. `added` of a channel
-// or, where the layout is contiguous, of a vector.
-template <int width, int held, int pieces, bool channels_last, class H>
-__device__ __forceinline__ void moments_of(H& h, int count, const float* added,
-                                           Moments (&moments)[pieces]) {
-  constexpr int kPiece = width / pieces;
-  float pivot[pieces], offset[pieces];
-  const float n = static_cast<float>(count * kPiece);
+// What is added to the held values, where `added`: a channel's where channels are last, else a
+// row's.
+template <int width, int held, bool channels_last>
+struct Added {
+  float values[channels_last ? width : held];
+
+  template <class C>
+  __device__ __forceinline__ Added(bool added, const Shared& shared, const C& column, int from,
+                                   int count) {
 #pragma unroll
-  for (int piece = 0; piece < pieces; ++piece) {
-    const int at = piece * kPiece;
-    pivot[piece] = count > 0 ? h.from(0, 0, at) + added[channels_last ? at : 0] : 0.0f;
-    float sum = 0;
+    for (int i = 0; i < (channels_last ? width : held); ++i) {
+      const bool asked = added && (channels_last || i < count);
+      values[i] = asked ? shared.table[column.channel(from + i, i)].center : 0.0f;
+    }
+  }
+  __device__ __forceinline__ float at(int i, int k) const { return values[channels_last ? k : i]; }
+};
+
+// Sums over some held vectors of h - pivot and, where asked, of its square about `offset`, by
+// pieces of width / pieces channels.
+template <int width, int held, int pieces, class H, class A>
+__device__ __forceinline__ void sum_of(const H& h, const A& added, int count,
+                                       const float (&pivot)[pieces], float (&sum)[pieces]) {
 #pragma unroll
-    for (int i = 0; i < held; ++i) {
-      if (i < count) {
+  for (int i = 0; i < held; ++i) {
+    if (i < count) {
 #pragma unroll
-        for (int k = at; k < at + kPiece; ++k) {
-          sum += h.from(pivot[piece] - added[channels_last ? k : i], i, k);
-        }
+      for (int k = 0; k < width; ++k) {
+        const int piece = k / (width / pieces);
+        sum[piece] += h.from(pivot[piece] - added.at(i, k), i, k);
       }
     }
-    offset[piece] = count > 0 ? fast_divide(sum, n) : 0.0f;
   }
-  h.forget();
-#pragma unroll
-  for (int piece = 0; piece < pieces; ++piece) {
-    const int at = piece * kPiece;
-    float squares = 0;
-#pragma unroll
-    for (int i = 0; i < held; ++i) {
-      if (i < count) {
-#pragma unroll
-        for (int k = at; k < at + kPiece; ++k) {
-          const float d = h.from(pivot[piece] - added[channels_last ? k : i], i, k) - offset[piece];
-          squares += d * d;
-        }
-      }
-    }
-    moments[piece] = moments_from(n, pivot[piece], offset[piece], squares);
-  }
-  h.forget();
 }
 
-// A block's shared memory: moments of its threads, of its groups, and what follows from them.
-struct Shared {
-  Moments *scratch, *totals;
-  Normal* normals;
-  Affine* table;
-
-  __device__ explicit Shared(const Plan& plan) {
-    scratch = reinterpret_cast<Moments*>(dynamic_shared());
-    totals = scratch + plan.down * plan.columns;
-    normals = reinterpret_cast<Normal*>(totals + plan.groups);
-    table = reinterpret_cast<Affine*>(normals + plan.groups);
+template <int width, int held, int pieces, class H, class A>
+__device__ __forceinline__ void squares_of(const H& h, const A& added, int count,
+                                           const float (&pivot)[pieces],
+                                           const float (&offset)[pieces],
+                                           float (&squares)[pieces]) {
+#pragma unroll
+  for (int i = 0; i < held; ++i) {
+    if (i < count) {
+#pragma unroll
+      for (int k = 0; k < width; ++k) {
+        const int piece = k / (width / pieces);
+        const float d = h.from(pivot[piece] - added.at(i, k), i, k) - offset[piece];
+        squares[piece] += d * d;
+      }
+    }
   }
-  static std::size_t bytes(const Plan& plan, bool channels_last) {
-    return (plan.down * plan.columns + plan.groups) * sizeof(Moments) +
-           plan.groups * sizeof(Normal) + (channels_last ? 0 : plan.slab * sizeof(Affine));
-  }
-};
+}
 
-// The moments of each group of the slab, of this block's part, to `totals`; `scratch` holds
-// [down][columns].
+// A value of each piece, from which sums are taken.
+template <int width, int pieces, class H, class A>
+__device__ __forceinline__ void pivots_of(const H& h, const A& added, int count,
+                                          float (&pivot)[pieces]) {
+#pragma unroll
+  for (int piece = 0; piece < pieces; ++piece) {
+    const int k = piece * (width / pieces);
+    pivot[piece] = count > 0 ? h.from(0, 0, k) + added.at(0, k) : 0.0f;
+  }
+}
+
+// The moments of each group of the slab, of this block's part, to `totals`.
 template <int pieces, class C>
-__device__ __forceinline__ void merge_block(const Plan& plan, const C& column,
+__device__ __forceinline__ void merge_block(const GroupNormSiluParams& p, const Plan& plan,
+                                            const Part& part, const C& column,
                                             const Moments (&own)[pieces], Moments* scratch,
                                             Moments* totals) {
   if (column.row < plan.down) {
@@ -238,28 +319,53 @@ __device__ __forceinline__ void merge_block(const Plan& plan, const C& column,
     }
   }
   __syncthreads();
-  const int lane = threadIdx.x % kWarp, wide = plan.columns_of_group;
+  const unsigned wide = plan.columns_of_group;
+  const float count = static_cast<float>(part.rows) * plan.values_of_row;
   for (int group = threadIdx.x / kWarp; group < plan.groups; group += blockDim.x / kWarp) {
-    Moments sum;
-    for (int i = lane; i < plan.down * wide; i += kWarp) {
-      sum = merge(sum, scratch[i / wide * plan.columns + group * wide + i % wide]);
-    }
-    sum = merge_lanes(sum);
-    if (lane == 0) totals[group] = sum;
+    const Moments* const first = scratch + group * wide;
+    const Moments total = merge(plan.down * wide, count, *first, [&](unsigned i) {
+      return wide == 1 ? first[i * plan.columns] : first[i / wide * plan.columns + i % wide];
+    });
+    if (threadIdx.x % kWarp == 0) totals[group] = part.rows > 0 ? total : Moments{};
   }
 }
 
-// A thread's coefficients for the channels that it keeps to, or a table of the slab's channels in
-// shared memory where vectors change channel from row to row.
+// By one lane of a group: its statistics for the caller of the op, and 1 / std kept in place of M2.
+__device__ __forceinline__ Moments finish(const GroupNormSiluParams& p, const Plan& plan,
+                                          const Part& part, int group, Moments m) {
+  m.squares = inverse_root(divide(m.squares, m.count) + static_cast<float>(p.eps));
+  if (part.part == 0) {
+    const std::int64_t at = part.sample * p.groups + part.slab * plan.groups + group;
+    p.mean[at] = m.mean;
+    p.rstd[at] = m.squares;
+  }
+  return m;
+}
+
+// Barriers stand around: finals are written before, the table is read after.
+__device__ __forceinline__ void finish_table(const GroupNormSiluParams& p, const Plan& plan,
+                                             const Shared& shared) {
+  __syncthreads();
+  const unsigned depth = plan.slab / plan.groups;
+  for (int i = threadIdx.x; i < plan.slab; i += blockDim.x) {
+    const Moments m = shared.finals(plan)[i / depth];
+    shared.table[i] = with_statistics(shared.table[i], m, m.squares);
+  }
+  __syncthreads();
+}
+
 template <int width, bool channels_last>
 struct Coefficients {
   Affine own[channels_last ? width : 1];
   const Affine* table;
 
   template <class C>
-  __device__ __forceinline__ const Affine& at(const C& column, int i, int k) const {
-    return channels_last ? own[channels_last ? k : 0]
-                         : table[column.channel_of(i) - column.channel];
+  __device__ __forceinline__ Coefficients(const Shared& shared, const C& column)
+      : table(shared.table) {
+    if constexpr (channels_last) {
+#pragma unroll
+      for (int k = 0; k < width; ++k) own[k] = table[column.channel(0, k)];
+    }
   }
 };
 
@@ -272,93 +378,18 @@ __device__ __forceinline__ void write(const GroupNormSiluParams& p, const H& h, 
 #pragma unroll
   for (int i = 0; i < held; ++i) {
     if (i < count) {
-      Pack<T, width> out;
-      Affine a = coefficients.at(column, from + i, 0);
+      float out[width];
+      Affine a;
+      if constexpr (!channels_last) a = coefficients.table[column.channel(from + i, 0)];
 #pragma unroll
       for (int k = 0; k < width; ++k) {
-        if (channels_last) a = coefficients.at(column, from + i, k);
+        if constexpr (channels_last) a = coefficients.own[k];
         const float z = fmaf(h.from(a.center, i, k), a.slope, a.offset);
-        narrow(activated ? silu(z, T{}) : z, out.values[k]);
+        out[k] = activated ? silu(z, T{}) : z;
       }
-      *reinterpret_cast<Pack<T, width>*>(y + column.element(from + i)) = out;
+      *reinterpret_cast<Pack<T, width>*>(y + column.element(from + i)) = pack<T>(out);
     }
   }
-}
-
-// What is known of a thread's channels before the statistics.
-template <int width, bool channels_last>
-struct Known {
-  Modulation modulation[channels_last ? width : 1];
-  float added[channels_last ? width : 1];
-
-  __device__ Known(const GroupNormSiluParams& p, std::int64_t sample, int channel) {
-    if constexpr (channels_last) {
-#pragma unroll
-      for (int k = 0; k < width; ++k) {
-        modulation[k] = fastdiff::modulation(p, sample, channel + k);
-        added[k] = entry(p.added, sample, channel + k, 0);
-      }
-    }
-  }
-
-  // Barriers of the block stand in here, contiguous layouts need them.
-  __device__ Coefficients<width, channels_last> with(const GroupNormSiluParams& p, const Plan& plan,
-                                                     const Part& part, int across,
-                                                     const Shared& shared) const {
-    Coefficients<width, channels_last> c;
-    c.table = shared.table;
-    if constexpr (channels_last) {
-      const int depth = static_cast<int>(p.channels / p.groups);
-#pragma unroll
-      for (int k = 0; k < width; ++k) {
-        const int group = min((across * width + k) / depth, plan.groups - 1);
-        c.own[k] = affine(shared.normals[group], modulation[k], added[k]);
-      }
-    } else {
-      for (int i = threadIdx.x; i < plan.slab; i += blockDim.x) {
-        const int channel = part.slab * plan.slab + i;
-        shared.table[i] = affine(shared.normals[0], fastdiff::modulation(p, part.sample, channel),
-                                 entry(p.added, part.sample, channel, 0));
-      }
-      __syncthreads();
-    }
-    return c;
-  }
-};
-
-// What is added to the channel of each held vector of a contiguous layout.
-template <int held, class C>
-__device__ __forceinline__ void added_by_row(const GroupNormSiluParams& p, const Part& part,
-                                             const C& column, int from, int count,
-                                             float (&added)[held]) {
-#pragma unroll
-  for (int i = 0; i < held; ++i) {
-    added[i] = 0;
-    if (p.added.data != nullptr && i < count) {
-      added[i] = entry(p.added, part.sample, column.channel_of(from + i), 0);
-    }
-  }
-}
-
-template <int width, int held, int pieces, bool channels_last, class H, class C>
-__device__ __forceinline__ void moments_of(const GroupNormSiluParams& p, const Part& part,
-                                           const C& column, H& h, int from, int count,
-                                           const Known<width, channels_last>& known,
-                                           Moments (&moments)[pieces]) {
-  if constexpr (channels_last) {
-    moments_of<width, held, pieces, true>(h, count, known.added, moments);
-  } else {
-    float added[held];
-    added_by_row<held>(p, part, column, from, count, added);
-    moments_of<width, held, pieces, false>(h, count, added, moments);
-  }
-}
-
-__device__ inline void keep(const GroupNormSiluParams& p, const Plan& plan, const Part& part,
-                            int group, const Normal& n) {
-  const std::int64_t at = part.sample * p.groups + part.slab * plan.groups + group;
-  p.mean[at] = n.mean;
-  p.rstd[at] = n.rstd;
 }
 
 }  // namespace fastdiff

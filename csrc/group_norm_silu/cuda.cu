@@ -26,8 +26,7 @@ std::int64_t group_norm_silu_cuda_workspace(const GroupNormSiluParams& p) {
 const char* group_norm_silu_cuda(const GroupNormSiluParams& p, void* stream_handle) {
   const Plan plan = plan_for(p, current_device());
   const auto blocks = static_cast<unsigned>(plan.blocks(p.batch));
-  const Grid grid{dim3(blocks), static_cast<unsigned>(plan.threads()),
-                  Shared::bytes(plan, p.channels_last),
+  const Grid grid{dim3(blocks), static_cast<unsigned>(plan.threads()), Shared::bytes(plan),
                   plan.on_chip ? static_cast<unsigned>(plan.parts) : 1};
   const auto stream = static_cast<cudaStream_t>(stream_handle);
   cudaError_t status;

@@ -1,13 +1,15 @@
-// Mean and spread of some values, and how those of two sets make those of both.
+// Mean and spread of some values, and how those of many sets make those of all.
 #pragma once
 
 #include "../common/device.h"
 
 namespace fastdiff {
 
+constexpr int kWarp = 32;
+
 // Of `count` values: their mean, as the sum of two floats, and the sum of squares about it.
 struct alignas(16) Moments {
-  float count = 0, mean = 0, rest = 0, squares = 0;
+  float count, mean, rest, squares;
 };
 
 // Mean pivot + offset, kept exactly.
@@ -18,26 +20,43 @@ __device__ __forceinline__ Moments moments_from(float count, float pivot, float 
   return {count, mean, (pivot - (mean - carried)) + (offset - carried), squares};
 }
 
-// Chan, Golub and LeVeque 1979, equation 2.1.
-__device__ __forceinline__ Moments merge(const Moments& a, const Moments& b) {
-  const float count = a.count + b.count;
-  if (count == 0) return {};
-  const float share = fast_divide(b.count, count);
-  const float apart = (b.mean - a.mean) + (b.rest - a.rest);
-  return moments_from(count, a.mean, a.rest + apart * share,
-                      a.squares + b.squares + apart * apart * (a.count * share));
+// The same bits in every lane.
+__device__ __forceinline__ float add_lanes(float value) {
+#pragma unroll
+  for (int offset = kWarp / 2; offset > 0; offset /= 2) {
+    value += __shfl_xor_sync(0xffffffffu, value, offset);
+  }
+  return value;
 }
 
-__device__ __forceinline__ Moments from_lane(const Moments& m, int offset) {
+// Lane 0's, in every lane.
+__device__ __forceinline__ Moments of_first_lane(const Moments& m) {
   constexpr unsigned kAll = 0xffffffffu;
-  return {__shfl_xor_sync(kAll, m.count, offset), __shfl_xor_sync(kAll, m.mean, offset),
-          __shfl_xor_sync(kAll, m.rest, offset), __shfl_xor_sync(kAll, m.squares, offset)};
+  return {__shfl_sync(kAll, m.count, 0), __shfl_sync(kAll, m.mean, 0), __shfl_sync(kAll, m.rest, 0),
+          __shfl_sync(kAll, m.squares, 0)};
 }
 
-// Of all lanes of a warp; lane 0's result counts.
-__device__ __forceinline__ Moments merge_lanes(Moments m, int lanes = 32) {
-  for (int offset = lanes / 2; offset > 0; offset /= 2) m = merge(m, from_lane(m, offset));
-  return m;
+// By a warp: of `sets` sets, of `count` values together. get(i) is asked by lane i % 32, twice: the
+// second pass is about the mean, so nothing cancels. `first` is set 0.
+template <class Get>
+__device__ __forceinline__ Moments merge(int sets, float count, const Moments& first,
+                                         const Get& get) {
+  const int lane = threadIdx.x % kWarp;
+  const auto apart = [&](const Moments& m) {
+    return (m.mean - first.mean) + (m.rest - first.rest);
+  };
+  float sum = 0, squares = 0;
+  for (int i = lane; i < sets; i += kWarp) {
+    const Moments m = get(i);
+    sum += m.count * apart(m);
+  }
+  const float offset = divide(add_lanes(sum), count);
+  for (int i = lane; i < sets; i += kWarp) {
+    const Moments m = get(i);
+    const float d = apart(m) - offset;
+    squares += m.squares + m.count * d * d;
+  }
+  return moments_from(count, first.mean, first.rest + offset, add_lanes(squares));
 }
 
 }  // namespace fastdiff

@@ -6,35 +6,28 @@
 namespace fastdiff {
 namespace {
 
-// Of the blocks of a cluster, in the order of their ranks; every block comes to the same bits.
-__device__ void merge_cluster(const GroupNormSiluParams& p, const Plan& plan, const Part& part,
-                              const Shared& shared) {
+// The moments of whole groups, of the blocks of a cluster; every block comes to the same bits.
+__device__ __forceinline__ void merge_cluster(const GroupNormSiluParams& p, const Plan& plan,
+                                              const Part& part, const Shared& shared) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   if (plan.parts > 1) cluster_barrier();
 #endif
-  __syncthreads();
+  __syncwarp();  // each warp reads what it wrote, or what a barrier stands before
   const int lane = threadIdx.x % kWarp;
   for (int group = threadIdx.x / kWarp; group < plan.groups; group += blockDim.x / kWarp) {
-    Moments total;
-    if (plan.parts == 1) {
-      total = shared.totals[group];
-    } else {
+    Moments total = shared.totals[group];
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-      if (lane < plan.parts) {
-        const float* theirs = &shared.totals[group].count;
-        total = {read_of_cluster(theirs, lane), read_of_cluster(theirs + 1, lane),
-                 read_of_cluster(theirs + 2, lane), read_of_cluster(theirs + 3, lane)};
-      }
-      total = merge_lanes(total, kWidestCluster);
+    if (plan.parts > 1) {
+      const float count = static_cast<float>(plan.rows) * plan.values_of_row;
+      const int rank = min(lane, plan.parts - 1);
+      const float* theirs = &shared.totals[group].count;
+      const Moments read{read_of_cluster(theirs, rank), read_of_cluster(theirs + 1, rank),
+                         read_of_cluster(theirs + 2, rank), read_of_cluster(theirs + 3, rank)};
+      total = merge(plan.parts, count, of_first_lane(read), [&](int) { return read; });
+    }
 #endif
-    }
-    if (lane == 0) {
-      const Normal n = normal_of(total, p.eps);
-      shared.normals[group] = n;
-      if (part.part == 0) keep(p, plan, part, group, n);
-    }
+    if (lane == 0) shared.finals(plan)[group] = finish(p, plan, part, group, total);
   }
-  __syncthreads();
 }
 
 template <class T, int width, int held, int pieces, bool channels_last>
@@ -42,17 +35,33 @@ __global__ void __launch_bounds__(kThreads, held > 8 ? 1 : 2)
     once(const GroupNormSiluParams p, const Plan plan) {
   const Part part(plan, blockIdx.x);
   const Shared shared(plan);
-  const Column<T, width, channels_last> column(p, plan, part);
+  const Column<width, channels_last> column(p, plan, part);
   const int count = column.count();
   Held<T, width, held, false> h;
   h.load(p, column, 0, count);
-  const Known<width, channels_last> known(p, part.sample, column.channel);
+  load_table(p, plan, part, shared);
+  const bool has_added = p.added.data != nullptr;
+  if (has_added) __syncthreads();
   Moments own[pieces];
-  moments_of<width, held, pieces, channels_last>(p, part, column, h, 0, count, known, own);
-  merge_block<pieces>(plan, column, own, shared.scratch, shared.totals);
+  {
+    const Added<width, held, channels_last> added(has_added, shared, column, 0, count);
+    float pivot[pieces], offset[pieces] = {}, squares[pieces] = {};
+    pivots_of<width>(h, added, count, pivot);
+    sum_of<width, held>(h, added, count, pivot, offset);
+    const float n = static_cast<float>(count * (width / pieces));
+#pragma unroll
+    for (int i = 0; i < pieces; ++i) offset[i] = count > 0 ? fast_divide(offset[i], n) : 0.0f;
+    h.forget();
+    squares_of<width, held>(h, added, count, pivot, offset, squares);
+#pragma unroll
+    for (int i = 0; i < pieces; ++i) own[i] = moments_from(n, pivot[i], offset[i], squares[i]);
+    h.forget();
+  }
+  merge_block<pieces>(p, plan, part, column, own, shared.scratch, shared.totals);
   merge_cluster(p, plan, part, shared);
-  const auto coefficients = known.with(p, plan, part, column.across, shared);
-  write<T, width, held, channels_last>(p, h, column, 0, count, coefficients);
+  finish_table(p, plan, shared);
+  const Coefficients<width, channels_last> coefficients(shared, column);
+  write<T, width, held>(p, h, column, 0, count, coefficients);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   if (plan.parts > 1) cluster_barrier();  // others may still read this block's totals
 #endif
@@ -76,7 +85,7 @@ Kernel by_layout(const GroupNormSiluParams& p, const Plan& plan) {
   if (!p.channels_last) return by_held<T, kWidth, 1, false>(plan);
   if (plan.pieces == 1) return by_held<T, kWidth, 1, true>(plan);
   if (plan.pieces == 2) return by_held<T, kWidth, 2, true>(plan);
-  return by_held<T, kWidth, kWidth, true>(plan);
+  return by_held<T, kWidth, 4, true>(plan);
 }
 
 }  // namespace

@@ -10,9 +10,10 @@
 namespace fastdiff {
 
 constexpr int kThreads = 256;
-constexpr int kWarp = 32;
 constexpr int kWidestCluster = 8;
-constexpr int kNarrow = 64, kWide = 512;  // bytes of a slab's row
+constexpr int kMostPieces = 4;
+constexpr int kMostParts = 256;
+constexpr int kNarrow = 64, kWide = 128;  // bytes of a slab's row
 
 struct Device {
   int multiprocessors, capability;  // capability: 90 for 9.0
@@ -31,9 +32,10 @@ struct Plan {
   int pieces = 1;                         // statistics that a thread keeps apart, by channels
   int columns = 1, columns_of_group = 1;  // of statistics, across a slab
   int groups = 1;                         // of a slab
+  int values_of_row = 1;                  // that a group has in a row
   std::int64_t slabs = 1;                 // of a sample
 
-  int threads() const { return (across * down + kWarp - 1) / kWarp * kWarp; }
+  int threads() const { return (across * down + 31) / 32 * 32; }
   std::int64_t blocks(std::int64_t batch) const { return batch * slabs * parts; }
 };
 
@@ -44,6 +46,10 @@ inline int element_size(const GroupNormSiluParams& p) { return p.dtype == DType:
 // Whether packs of `width` elements neither straddle what a thread keeps apart nor lie askew.
 inline bool fits(const GroupNormSiluParams& p, int width) {
   const std::int64_t run = p.channels_last ? p.channels : p.spatial;
+  if (p.channels_last &&
+      width / std::gcd(p.channels / p.groups, std::int64_t{width}) > kMostPieces) {
+    return false;
+  }
   const auto addresses = reinterpret_cast<std::uintptr_t>(p.x) |
                          reinterpret_cast<std::uintptr_t>(p.y) |
                          reinterpret_cast<std::uintptr_t>(p.residual);
@@ -68,11 +74,10 @@ inline void lay_out(Plan& plan, const GroupNormSiluParams& p, int bytes) {
   plan.groups = plan.slab / depth;
   plan.across = p.channels_last ? plan.slab / width : 1;
   plan.rows = p.channels_last ? p.spatial : depth * p.spatial / width;
-  if (p.channels_last && depth % width != 0) {
-    plan.pieces = bytes == kNarrow && 2 * depth == width ? 2 : width;
-  }
+  plan.pieces = p.channels_last ? width / std::gcd(depth, width) : 1;
   plan.columns = plan.across * plan.pieces;
   plan.columns_of_group = plan.columns / plan.groups;
+  plan.values_of_row = p.channels_last ? depth : width;
   plan.covered = plan.across <= kThreads && plan.rows < (std::int64_t{1} << 31);
 }
 
@@ -109,9 +114,9 @@ inline Plan plan_for(const GroupNormSiluParams& p, const Device& device) {
   plan = Plan{};
   plan.width = width;
   lay_out(plan, p, kWide);
-  const std::int64_t wanted = divide_up(8 * device.multiprocessors, p.batch * plan.slabs);
+  const std::int64_t wanted = divide_up(4 * device.multiprocessors, p.batch * plan.slabs);
   const std::int64_t useful = divide_up(plan.rows * plan.across, 8 * kThreads);
-  plan.parts = static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, useful), 1, 1024));
+  plan.parts = static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, useful), 1, kMostParts));
   fill_block(plan);
   return plan;
 }
