@@ -25,7 +25,9 @@ import torch
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _ops: dict[str, torch._ops.OpOverload] = {}
 _triton_ops: set[str] = set()
+_composite_ops: set[str] = set()
 _triton_calls: Counter[str] = Counter()
+_composite_calls: Counter[tuple[str, str]] = Counter()
 
 
 def define(
@@ -33,6 +35,7 @@ def define(
     *,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
+    composite: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
 ) -> torch._ops.OpOverload:
@@ -46,6 +49,8 @@ def define(
             as the overload `<name>.reference`, to which native kernels hand the inputs they do not
             cover. A Triton kernel is the function `<name>` in the `triton.py` beside it.
         fake: shapes, strides and dtypes of the outputs, without data.
+        composite: PyTorch code over other ops that is faster than the reference, and serves CPU and
+            CUDA tensors in its stead.
         backward, setup_context: as for `torch.library.register_autograd`. An op without a backward
             raises `NotImplementedError` when a gradient is asked of it.
     """
@@ -57,6 +62,10 @@ def define(
     if _triton_source(reference) and _triton_found():
         _library.impl(name, _triton_kernel(name, reference), "CUDA")
         _triton_ops.add(name)
+    if composite is not None:
+        for device in ("CPU", "CUDA"):
+            _library.impl(name, _composite_kernel(name, composite, device), device)
+        _composite_ops.add(name)
     op = _ops[name] = getattr(torch.ops.fastdiff, name).default
     if op._schema.is_mutable:
         _guard_in_place(op)
@@ -76,8 +85,20 @@ def ops() -> dict[str, torch._ops.OpOverload]:
 
 
 def native_kernel(op: str, device: str) -> bool:
-    """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA") beside the reference."""
+    """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA"), not PyTorch code."""
+    if op in _composite_ops or not torch._C._dispatch_has_kernel(f"fastdiff::{op}"):
+        return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op}", device))
+
+
+def composite_kernel(op: str) -> bool:
+    """Whether CPU and CUDA tensors are served by a composite of other ops."""
+    return op in _composite_ops
+
+
+def composite_calls(op: str, device: str) -> int:
+    """How many calls the composite of `op` for `device` has served in this process."""
+    return _composite_calls[op, device]
 
 
 def triton_kernel(op: str) -> bool:
@@ -131,6 +152,14 @@ def _triton_kernel(name: str, reference: Callable[..., Any]) -> Callable[..., An
             return reference(*args)
         _triton_calls[name] += 1
         return result
+
+    return kernel
+
+
+def _composite_kernel(name: str, composite: Callable[..., Any], device: str) -> Callable[..., Any]:
+    def kernel(*args: Any) -> Any:
+        _composite_calls[name, device] += 1
+        return composite(*args)
 
     return kernel
 
