@@ -99,7 +99,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     """
     x, *params, mean, rstd = ctx.saved_tensors
     weight, bias, scale, shift = (None if p is None else p.to(mean.dtype) for p in params)
-    need_x, _, need_weight, need_bias, _, need_scale, need_shift, _ = ctx.needs_input_grad
+    _, _, need_weight, need_bias, _, need_scale, need_shift, _ = ctx.needs_input_grad
     # ATen's kernel walks both by one layout, and takes channels-last on the CPU alone.
     layout = reference.memory_format(x) if x.is_cpu else torch.contiguous_format
     wide, grad = (a.to(mean.dtype).contiguous(memory_format=layout) for a in (x, grad))
@@ -123,16 +123,16 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grad = grad * per_channel(1 + scale, x)
     if weight is None:  # ATen gives the gradient of a bias only beside a weight
         weight = mean.new_ones(C)
+    # Where x needs no gradient, ATen's channels-last kernel writes one through a null pointer.
     grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
         grad, wide, mean, rstd, weight, N, C, math.prod(x.shape[2:]), ctx.groups,
-        [need_x, need_weight, need_bias],
+        [True, need_weight, need_bias],
     )  # fmt: skip
     grads = (grad_weight, grad_bias, grad_scale, grad_shift)
     grad_weight, grad_bias, grad_scale, grad_shift = (
         None if g is None else g.to(p.dtype) for g, p in zip(grads, params, strict=True)
     )
-    grad_x = None if grad_x is None else grad_x.to(x.dtype)
-    return grad_x, None, grad_weight, grad_bias, None, grad_scale, grad_shift, None
+    return grad_x.to(x.dtype), None, grad_weight, grad_bias, None, grad_scale, grad_shift, None
 
 
 def _sum(grad: Tensor, spatial: tuple[int, ...]) -> Tensor:
