@@ -103,16 +103,16 @@ def _fake(x: Tensor, *_: Any) -> Tensor:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    *tensors, ctx.groups, ctx.eps, ctx.heads, ctx.scale = inputs
-    ctx.save_for_backward(*tensors)
+    ctx.save_for_backward(*inputs[:7])
+    ctx.options = inputs[7:]
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Through the composite, computed again: nothing but the inputs is kept."""
-    needed = ctx.needs_input_grad[: len(ctx.saved_tensors)]
+    needed = ctx.needs_input_grad[:7]
     with torch.enable_grad():
         tensors: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
-        y = composite.attention_block(*tensors, ctx.groups, ctx.eps, ctx.heads, ctx.scale)
+        y = composite.attention_block(*tensors, *ctx.options)
     wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
     grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=torch.is_grad_enabled()))
     return (*(next(grads) if need else None for need in needed), None, None, None, None)
