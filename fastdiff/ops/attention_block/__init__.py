@@ -10,6 +10,7 @@ from torch import Tensor
 from .. import _library
 from ..group_norm_silu.reference import memory_format
 from . import composite, reference
+from .checks import check_parameters, check_x
 from .folding import FoldedHead, attention_block_folded, fold_single_head
 from .fused import fused_takes
 
@@ -53,41 +54,20 @@ def attention_block(
         TypeError: a tensor is not of a floating dtype.
         ValueError: a shape, a device, `groups` or `heads` does not fit.
     """
+    groups = groups or 0
+    check_x(x, groups, heads)
+    C = x.shape[1]
+    norm = {"norm_weight": (norm_weight, [C]), "norm_bias": (norm_bias, [C])}
     matrices = {
-        "qkv_weight": qkv_weight, "qkv_bias": qkv_bias,
-        "proj_weight": proj_weight, "proj_bias": proj_bias,
+        "qkv_weight": (qkv_weight, [3 * C, C]), "qkv_bias": (qkv_bias, [3 * C]),
+        "proj_weight": (proj_weight, [C, C]), "proj_bias": (proj_bias, [C]),
     }  # fmt: skip
-    _check(x, groups or 0, heads, {"norm_weight": norm_weight, "norm_bias": norm_bias} | matrices)
-    like_x = (None if p is None else p.to(x.dtype) for p in matrices.values())
+    check_parameters(norm | matrices, "x", x)
+    like_x = (None if p is None else p.to(x.dtype) for p, _ in matrices.values())
     out: Tensor = _op(
-        x, norm_weight, norm_bias, *like_x, groups or 0, group_norm_eps, heads, residual_scale
+        x, norm_weight, norm_bias, *like_x, groups, group_norm_eps, heads, residual_scale
     )
     return out
-
-
-def _check(x: Tensor, groups: int, heads: int, parameters: dict[str, Tensor | None]) -> None:
-    if x.dim() < 3:
-        raise ValueError(f"x has shape {list(x.shape)}; attention_block takes [N, C, *spatial]")
-    if not x.is_floating_point():
-        raise TypeError(f"x is {x.dtype}; attention_block takes a floating dtype: call x.float()")
-    C = x.shape[1]
-    if groups < 0 or (groups and C % groups):
-        raise ValueError(f"groups is {groups}, which does not divide the {C} channels of x")
-    if heads < 1 or C % heads:
-        raise ValueError(f"heads is {heads}, which does not divide the {C} channels of x")
-    shapes = {"qkv_weight": [3 * C, C], "qkv_bias": [3 * C], "proj_weight": [C, C]}
-    for name, p in parameters.items():
-        if p is None:
-            continue
-        shape = shapes.get(name, [C])
-        if list(p.shape) != shape:
-            raise ValueError(
-                f"{name} has shape {list(p.shape)}; for x of shape {list(x.shape)} give {shape}"
-            )
-        if not p.is_floating_point():
-            raise TypeError(f"{name} is {p.dtype}; give a floating dtype")
-        if p.device != x.device:
-            raise ValueError(f"{name} is on {p.device} and x on {x.device}; move one to the other")
 
 
 def _fused_or_composite(x: Tensor, *args: Any) -> Tensor:
@@ -110,11 +90,14 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Through the composite, computed again: nothing but the inputs is kept."""
     needed = ctx.needs_input_grad[:7]
-    with torch.enable_grad():
+    twice = torch.is_grad_enabled()
+    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
         tensors: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
         y = composite.attention_block(*tensors, *ctx.options)
-    wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
-    grads = iter(torch.autograd.grad(y, wanted, grad, create_graph=torch.is_grad_enabled()))
+        wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
+        grads = iter(
+            torch.autograd.grad(y, wanted, grad, create_graph=twice, materialize_grads=True)
+        )
     return (*(next(grads) if need else None for need in needed), None, None, None, None)
 
 

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .checks import check_parameters, check_x
 from .composite import add_projection, attend, normed_tokens
 
 
@@ -42,13 +43,15 @@ def fold_single_head(
         qkv_weight, qkv_bias, proj_weight, proj_bias: as for `attention_block` with heads=1.
 
     Raises:
-        ValueError: a shape does not fit.
+        TypeError: a tensor is not of a floating dtype.
+        ValueError: a shape or a device does not fit.
     """
     C = proj_weight.shape[0]
-    shapes = {"qkv_weight": (qkv_weight, [3 * C, C]), "proj_weight": (proj_weight, [C, C])}
-    for name, (weight, shape) in shapes.items():
-        if list(weight.shape) != shape:
-            raise ValueError(f"{name} has shape {list(weight.shape)}; give {shape}")
+    expected = {
+        "qkv_weight": (qkv_weight, [3 * C, C]), "qkv_bias": (qkv_bias, [3 * C]),
+        "proj_weight": (proj_weight, [C, C]), "proj_bias": (proj_bias, [C]),
+    }  # fmt: skip
+    check_parameters(expected, "proj_weight", proj_weight)
     w_q, w_k, w_v = qkv_weight.double().chunk(3)
     w_o = proj_weight.double()
     b_q, _, b_v = (w_o.new_zeros(3 * C) if qkv_bias is None else qkv_bias.double()).chunk(3)
@@ -69,11 +72,18 @@ def attention_block_folded(
 ) -> Tensor:
     """`attention_block` of one head, whose matrices `fold_single_head` has folded.
 
-    x, norm_weight, norm_bias and the output are as there. Differentiable.
+    x, norm_weight, norm_bias, the output and what is raised are as there. Differentiable.
     """
+    groups = groups or 0
+    check_x(x, groups, 1)
+    C = x.shape[1]
+    norm = {"norm_weight": (norm_weight, [C]), "norm_bias": (norm_bias, [C])}
+    shapes = ([C, C], [C], [C, C], [C])
+    parts = dict(zip(folded._fields, zip(folded, shapes, strict=True), strict=True))
+    check_parameters(norm | parts, "x", x)
     folded = FoldedHead(*(p.to(x.dtype) for p in folded))
     with torch.autocast(x.device.type, enabled=False):
-        n = normed_tokens(x, groups or 0, norm_weight, norm_bias, group_norm_eps)
+        n = normed_tokens(x, groups, norm_weight, norm_bias, group_norm_eps)
         q = F.linear(n, folded.score_weight, folded.score_bias)
         q, k = q.unsqueeze(2), n.unsqueeze(2)  # one head
         mixed = attend(q, k, k)
