@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff.models.config import UNetConfig
-from fastdiff.models.joined import joined, lay_out
+from fastdiff.models.joined import Joined, join, lay_out
 from fastdiff.ops import attention_block, group_norm_silu
 
 KINDS = ("weight", "bias")
@@ -107,7 +107,7 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
-        self._joined: dict[str, Tensor] = {}
+        self._joined: dict[str, Joined] = {}
         self._lay_out()
         self.register_load_state_dict_post_hook(Attention._lay_out)  # type: ignore[no-untyped-call]
 
@@ -119,7 +119,7 @@ class Attention(nn.Module):
             if norm is None
             else (norm.weight, norm.bias, norm.num_groups, norm.eps)
         )
-        qkv_weight, qkv_bias = (joined(self._qkv(kind), self._joined[kind]) for kind in KINDS)
+        qkv_weight, qkv_bias = (join(self._qkv(kind), self._joined[kind]) for kind in KINDS)
         proj_weight, proj_bias = (getattr(self.to_out[0], kind) for kind in KINDS)
         return attention_block(
             x, weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias,

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastdiff.models import UNet
 from fastdiff.models.blocks import Attention
 from fastdiff.models.config import UNetConfig
-from fastdiff.models.joined import joined
+from fastdiff.models.joined import join
 from fastdiff.ops import _library
 from fastdiff.ops.attention_block import reference
 from tests.judge import assert_close_by_law4
@@ -58,7 +58,8 @@ def lies_joined(block: Attention) -> bool:
     """Whether inference joins the weights without a copy."""
     with torch.no_grad():
         return all(
-            joined(block._qkv(kind), whole) is whole for kind, whole in block._joined.items()
+            join(block._qkv(kind), laid_out) is laid_out.whole
+            for kind, laid_out in block._joined.items()
         )
 
 

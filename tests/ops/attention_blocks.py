@@ -15,11 +15,9 @@ def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Ten
 
 def parameters(C: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> list[Tensor]:
     """Norm, QKV and projection, weight and bias each, with scores that differ among the pixels."""
-    weights = [
-        randn(C, seed=seed),
-        1.5 * randn(3 * C, C, seed=seed + 1) / C**0.5,
-        randn(C, C, seed=seed + 2) / C**0.5,
-    ]
+    shapes = ((C,), (3 * C, C), (C, C))
+    norm, qkv, proj = (randn(*shape, seed=seed + i) for i, shape in enumerate(shapes))
+    weights = (norm, 1.5 * qkv / C**0.5, proj / C**0.5)
     result = []
     for index, weight in enumerate(weights):
         result += [weight, randn(len(weight), seed=seed + 10 + index)]

@@ -57,13 +57,14 @@ def attention_block(
     groups = groups or 0
     check_x(x, groups, heads)
     C = x.shape[1]
-    norm = {"norm_weight": (norm_weight, [C]), "norm_bias": (norm_bias, [C])}
-    matrices = {
-        "qkv_weight": (qkv_weight, [3 * C, C]), "qkv_bias": (qkv_bias, [3 * C]),
-        "proj_weight": (proj_weight, [C, C]), "proj_bias": (proj_bias, [C]),
+    expected = {
+        "norm_weight": (norm_weight, (C,)), "norm_bias": (norm_bias, (C,)),
+        "qkv_weight": (qkv_weight, (3 * C, C)), "qkv_bias": (qkv_bias, (3 * C,)),
+        "proj_weight": (proj_weight, (C, C)), "proj_bias": (proj_bias, (C,)),
     }  # fmt: skip
-    check_parameters(norm | matrices, "x", x)
-    like_x = (None if p is None else p.to(x.dtype) for p, _ in matrices.values())
+    check_parameters(expected, "x", x)
+    matrices = (qkv_weight, qkv_bias, proj_weight, proj_bias)
+    like_x = (None if p is None else p.to(x.dtype) for p in matrices)
     out: Tensor = _op(
         x, norm_weight, norm_bias, *like_x, groups, group_norm_eps, heads, residual_scale
     )
@@ -91,7 +92,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Through the composite, computed again: nothing but the inputs is kept."""
     needed = ctx.needs_input_grad[:7]
     twice = torch.is_grad_enabled()
-    with torch.enable_grad(), torch.autocast(grad.device.type, enabled=False):
+    with torch.enable_grad(), composite.no_autocast(grad):
         tensors: list[Any] = [None if t is None else t.view_as(t) for t in ctx.saved_tensors]
         y = composite.attention_block(*tensors, *ctx.options)
         wanted = [t for t, need in zip(tensors, needed, strict=True) if need]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-Expected = Mapping[str, tuple[Tensor | None, list[int]]]
+Expected = Mapping[str, tuple[Tensor | None, tuple[int, ...]]]
 
 
 def check_x(x: Tensor, groups: int, heads: int) -> None:
@@ -24,17 +24,17 @@ def check_x(x: Tensor, groups: int, heads: int) -> None:
 
 def check_parameters(expected: Expected, like_name: str, like: Tensor) -> None:
     """Raise unless each parameter there is has its shape, a floating dtype and like's device."""
+    device = like.device
     for name, (p, shape) in expected.items():
-        if p is None:
+        if p is None or (p.shape == shape and p.device == device and p.dtype.is_floating_point):
             continue
-        if list(p.shape) != shape:
+        if p.shape != shape:
             raise ValueError(
                 f"{name} has shape {list(p.shape)}; "
-                f"for {like_name} of shape {list(like.shape)} give {shape}"
+                f"for {like_name} of shape {list(like.shape)} give {list(shape)}"
             )
-        if not p.is_floating_point():
-            raise TypeError(f"{name} is {p.dtype}; give a floating dtype")
-        if p.device != like.device:
+        if p.device != device:
             raise ValueError(
-                f"{name} is on {p.device} and {like_name} on {like.device}; move one to the other"
+                f"{name} is on {p.device} and {like_name} on {device}; move one to the other"
             )
+        raise TypeError(f"{name} is {p.dtype}; give a floating dtype")

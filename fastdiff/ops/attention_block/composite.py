@@ -5,6 +5,8 @@ Between channels-last input and output nothing is copied or transposed.
 
 from __future__ import annotations
 
+import contextlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -27,11 +29,18 @@ def attention_block(
     residual_scale: float,
 ) -> Tensor:
     """As the reference, of differentiable calls."""
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         tokens = normed_tokens(x, groups, norm_weight, norm_bias, group_norm_eps)
-        parts = _qkv(tokens, qkv_weight, qkv_bias)
-        mixed = attend(*(part.unflatten(2, (heads, -1)) for part in parts))
+        q, k, v = _qkv(tokens, qkv_weight, qkv_bias)
+        mixed = attend(q, k, v, heads)
         return add_projection(x, mixed, proj_weight, proj_bias, residual_scale)
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Within it, calls on tensors of x's device keep their dtypes."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
 
 
 def normed_tokens(
@@ -42,26 +51,29 @@ def normed_tokens(
     return n.flatten(2).transpose(1, 2).contiguous()
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v head by head: q, k, v [N, T, heads, d] -> [N, T, heads * d]."""
-    q, k, v = (part.transpose(1, 2) for part in (q, k, v))
-    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(C / heads)) v head by head, of and to [N, T, C]."""
+    N, T, C = q.shape
+    q, k, v = (part.view(N, T, heads, C // heads).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, T, C)
 
 
 def add_projection(
     x: Tensor, mixed: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:
     """(x + mixed @ weight^T + bias) * scale, like x, for mixed [N, T, C]; the product sums."""
-    N, C = x.shape[:2]
-    pixels = x.flatten(2)
+    N, T, C = mixed.shape
     if memory_format(x) is torch.contiguous_format:
-        y = (pixels.clone() if bias is None else pixels + bias[:, None]).contiguous()
+        y = x.reshape(N, C, T)
+        y = (y.clone() if bias is None else y + bias[:, None]).contiguous()
         y.baddbmm_(weight.expand(N, C, C), mixed.transpose(1, 2), beta=scale, alpha=scale)
         return y.view(x.shape)
-    rows = pixels.transpose(1, 2).flatten(0, 1)
+    rows = x.movedim(1, -1)
+    pixels = rows.shape
+    rows = rows.reshape(N * T, C)
     rows = rows.clone() if bias is None else rows + bias
-    rows.addmm_(mixed.flatten(0, 1), weight.t(), beta=scale, alpha=scale)
-    return rows.view(mixed.shape).transpose(1, 2).unflatten(2, x.shape[2:])
+    rows.addmm_(mixed.view(N * T, C), weight.t(), beta=scale, alpha=scale)
+    return rows.view(pixels).movedim(-1, 1)
 
 
 def _qkv(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:

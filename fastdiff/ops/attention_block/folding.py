@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_parameters, check_x
-from .composite import add_projection, attend, normed_tokens
+from .composite import add_projection, attend, no_autocast, normed_tokens
 
 
 class FoldedHead(NamedTuple):
@@ -48,8 +48,8 @@ def fold_single_head(
     """
     C = proj_weight.shape[0]
     expected = {
-        "qkv_weight": (qkv_weight, [3 * C, C]), "qkv_bias": (qkv_bias, [3 * C]),
-        "proj_weight": (proj_weight, [C, C]), "proj_bias": (proj_bias, [C]),
+        "qkv_weight": (qkv_weight, (3 * C, C)), "qkv_bias": (qkv_bias, (3 * C,)),
+        "proj_weight": (proj_weight, (C, C)), "proj_bias": (proj_bias, (C,)),
     }  # fmt: skip
     check_parameters(expected, "proj_weight", proj_weight)
     w_q, w_k, w_v = qkv_weight.double().chunk(3)
@@ -77,14 +77,15 @@ def attention_block_folded(
     groups = groups or 0
     check_x(x, groups, 1)
     C = x.shape[1]
-    norm = {"norm_weight": (norm_weight, [C]), "norm_bias": (norm_bias, [C])}
-    shapes = ([C, C], [C], [C, C], [C])
-    parts = dict(zip(folded._fields, zip(folded, shapes, strict=True), strict=True))
-    check_parameters(norm | parts, "x", x)
+    expected = {
+        "norm_weight": (norm_weight, (C,)), "norm_bias": (norm_bias, (C,)),
+        "score_weight": (folded.score_weight, (C, C)), "score_bias": (folded.score_bias, (C,)),
+        "out_weight": (folded.out_weight, (C, C)), "out_bias": (folded.out_bias, (C,)),
+    }  # fmt: skip
+    check_parameters(expected, "x", x)
     folded = FoldedHead(*(p.to(x.dtype) for p in folded))
-    with torch.autocast(x.device.type, enabled=False):
+    with no_autocast(x):
         n = normed_tokens(x, groups, norm_weight, norm_bias, group_norm_eps)
         q = F.linear(n, folded.score_weight, folded.score_bias)
-        q, k = q.unsqueeze(2), n.unsqueeze(2)  # one head
-        mixed = attend(q, k, k)
+        mixed = attend(q, n, n, heads=1)
         return add_projection(x, mixed, folded.out_weight, folded.out_bias, residual_scale)
