@@ -355,6 +355,15 @@ def test_parameters_of_another_dtype_get_gradients_of_their_own() -> None:
     assert all(t.grad.dtype == torch.float32 for t in p)
 
 
+@pytest.mark.parametrize("memory_format", FORMATS)
+def test_inference_goes_past_the_dispatcher_to_the_same(memory_format: torch.memory_format) -> None:
+    x = randn(2, 16, 3, 5).contiguous(memory_format=memory_format)
+    expected = judge(x, parameters(16), heads=2)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert torch.equal(judge(x, parameters(16), heads=2), expected)
+
+
 def test_the_fused_kernel_is_for_cuda() -> None:
     x = randn(1, 64, 8, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     assert not fused_takes(x, heads=1)

@@ -64,7 +64,7 @@ def attention_block(
     }  # fmt: skip
     check_parameters(expected, "x", x)
     matrices = (qkv_weight, qkv_bias, proj_weight, proj_bias)
-    like_x = (None if p is None else p.to(x.dtype) for p in matrices)
+    like_x = (p if p is None or p.dtype == x.dtype else p.to(x.dtype) for p in matrices)
     out: Tensor = _op(
         x, norm_weight, norm_bias, *like_x, groups, group_norm_eps, heads, residual_scale
     )
