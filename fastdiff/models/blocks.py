@@ -17,7 +17,7 @@ KINDS = ("weight", "bias")
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm with, in the same pass, the AdaGN scale and shift and the SiLU that follow it."""
+    """GroupNorm with, in the same pass, the sum before it and the modulation and SiLU after it."""
 
     def forward(
         self,
@@ -26,11 +26,12 @@ class Norm(nn.GroupNorm):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         silu: bool = True,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """x [N, C, H, W]; scale and shift [N, C] -> [N, C, H, W]."""
+        """x [N, C, H, W]; scale, shift and residual [N, C] -> [N, C, H, W]."""
         return group_norm_silu(
             x, self.num_groups, self.weight, self.bias, self.eps,
-            scale=scale, shift=shift, silu=silu,
+            scale=scale, shift=shift, silu=silu, residual=residual,
         )  # fmt: skip
 
 
@@ -74,7 +75,7 @@ class ResidualBlock(nn.Module):
             scale, shift = time.chunk(2, dim=1)
             h = self.norm2(h, scale=scale, shift=shift)
         else:
-            h = self.norm2(h + time[:, :, None, None])
+            h = self.norm2(h, residual=time)
         h = self.conv2(self.dropout(h))
         x = self._resampled(x)
         if self.conv_shortcut is not None:

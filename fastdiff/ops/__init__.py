@@ -1,5 +1,6 @@
 """fastdiff's ops: each a reference in PyTorch, with native kernels where they are installed."""
 
+from ._library import use_reference
 from .attention_block import attention_block, attention_block_folded, fold_single_head
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
@@ -14,4 +15,5 @@ __all__ = [
     "group_norm_silu",
     "philox_normal",
     "q_sample",
+    "use_reference",
 ]

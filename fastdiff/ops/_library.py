@@ -8,6 +8,7 @@ dispatcher then picks by the tensor's device.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -16,7 +17,7 @@ import inspect
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ _library = torch.library.Library("fastdiff", "FRAGMENT")
 _ops: dict[str, torch._ops.OpOverload] = {}
 _triton_ops: set[str] = set()
 _composite_ops: set[str] = set()
+_turned_to_reference: set[str] = set()
 _triton_calls: Counter[str] = Counter()
 _composite_calls: Counter[tuple[str, str]] = Counter()
 
@@ -39,7 +41,8 @@ def define(
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
-    """Define the op `fastdiff::<name>` and return what calls it.
+    """Define the op `fastdiff::<name>` and return what calls it, or its reference as
+    `use_reference` asks.
 
     Args:
         schema: `name(Tensor x, int n, ...) -> Tensor`, in the grammar of `torch.library`. An op
@@ -70,14 +73,39 @@ def define(
     op = _ops[name] = getattr(torch.ops.fastdiff, name).default
     if op._schema.is_mutable:
         _guard_in_place(op)
-        return op
-    torch.library.register_autograd(
-        f"fastdiff::{name}",
-        backward or _refuse_gradient(op),
-        setup_context=setup_context,
-        lib=_library,
-    )
-    return op if composite is None else _dispatched_for_gradients(op, composite)
+    else:
+        torch.library.register_autograd(
+            f"fastdiff::{name}",
+            backward or _refuse_gradient(op),
+            setup_context=setup_context,
+            lib=_library,
+        )
+    served = op if composite is None else _dispatched_for_gradients(op, composite)
+
+    def call(*args: Any) -> Any:
+        return reference(*args) if name in _turned_to_reference else served(*args)
+
+    return call
+
+
+@contextlib.contextmanager
+def use_reference(*names: str) -> Iterator[None]:
+    """Within it the named ops, or all of them, are their references: values and gradients.
+
+    It holds for the whole process, and for what `torch.compile` has compiled before.
+
+    Raises:
+        ValueError: no op has such a name.
+    """
+    if unknown := set(names) - _ops.keys():
+        known = ", ".join(sorted(_ops))
+        raise ValueError(f"there is no op {sorted(unknown)[0]!r}; there are {known}")
+    before = set(_turned_to_reference)
+    _turned_to_reference.update(names or _ops)
+    try:
+        yield
+    finally:
+        _turned_to_reference.intersection_update(before)
 
 
 def ops() -> dict[str, torch._ops.OpOverload]:

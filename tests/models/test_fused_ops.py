@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,9 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.models import UNet, blocks
-from fastdiff.ops import _library
-from fastdiff.ops.attention_block.reference import attention_block
-from fastdiff.ops.group_norm_silu.reference import group_norm_silu
+from fastdiff.ops import _library, use_reference
 from tests.judge import assert_close_by_law4
 
 from .unets import ADM, CIFAR10, randomised
@@ -27,23 +24,10 @@ ADM_LIKE = ADM | {
 }
 
 
-@pytest.fixture
-def by_references(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Tensor]:
-    """Calls a copy of a UNet, in the dtype of x, in which each op is its reference."""
-
-    def norm(*args: Any, **options: Any) -> Tensor:
-        return group_norm_silu(*args, **options)[0]
-
-    def attention(*args: Any, groups: int | None, **options: Any) -> Tensor:
-        return attention_block(*args, groups=groups or 0, **options)
-
-    def call(unet: UNet, x: Tensor, *rest: Any) -> Tensor:
-        with monkeypatch.context() as patch:
-            patch.setattr(blocks, "group_norm_silu", norm)
-            patch.setattr(blocks, "attention_block", attention)
-            return copy.deepcopy(unet).to(x.dtype)(x, *rest)
-
-    return call
+def by_references(unet: UNet, x: Tensor, *rest: Any) -> Tensor:
+    """A copy of the UNet, in the dtype of x, with each op turned to its reference."""
+    with use_reference():
+        return copy.deepcopy(unet).to(x.dtype)(x, *rest)
 
 
 def calls() -> tuple[int, int]:
@@ -58,8 +42,7 @@ def calls() -> tuple[int, int]:
 @pytest.mark.parametrize("config", [CIFAR10, ADM_LIKE], ids=["cifar10", "adm"])
 @torch.no_grad()
 def test_fused_ops_and_references_agree(
-    config: dict[str, Any], dtype: torch.dtype, memory_format: torch.memory_format,
-    by_references: Callable[..., Tensor],
+    config: dict[str, Any], dtype: torch.dtype, memory_format: torch.memory_format
 ) -> None:  # fmt: skip
     unet = randomised(UNet(**config)).to(dtype, memory_format=memory_format)
     generator = torch.Generator().manual_seed(1)
