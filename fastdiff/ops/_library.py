@@ -26,8 +26,10 @@ import torch
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _ops: dict[str, torch._ops.OpOverload] = {}
 _triton_ops: set[str] = set()
+_composite_ops: set[str] = set()
 _turned_to_reference: set[str] = set()
 _triton_calls: Counter[str] = Counter()
+_composite_calls: Counter[tuple[str, str]] = Counter()
 
 
 def define(
@@ -35,6 +37,7 @@ def define(
     *,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
+    composite: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
@@ -49,6 +52,8 @@ def define(
             as the overload `<name>.reference`, to which native kernels hand the inputs they do not
             cover. A Triton kernel is the function `<name>` in the `triton.py` beside it.
         fake: shapes, strides and dtypes of the outputs, without data.
+        composite: PyTorch code over other ops that is faster than the reference, and serves CPU and
+            CUDA tensors in its stead. Its first argument is a tensor.
         backward, setup_context: as for `torch.library.register_autograd`. An op without a backward
             raises `NotImplementedError` when a gradient is asked of it.
     """
@@ -60,6 +65,11 @@ def define(
     if _triton_source(reference) and _triton_found():
         _library.impl(name, _triton_kernel(name, reference), "CUDA")
         _triton_ops.add(name)
+    if composite is not None:
+        composite = _counted(name, composite)
+        for device in ("CPU", "CUDA"):
+            _library.impl(name, composite, device)
+        _composite_ops.add(name)
     op = _ops[name] = getattr(torch.ops.fastdiff, name).default
     if op._schema.is_mutable:
         _guard_in_place(op)
@@ -70,9 +80,10 @@ def define(
             setup_context=setup_context,
             lib=_library,
         )
+    served = op if composite is None else _dispatched_for_gradients(op, composite)
 
     def call(*args: Any) -> Any:
-        return reference(*args) if name in _turned_to_reference else op(*args)
+        return reference(*args) if name in _turned_to_reference else served(*args)
 
     return call
 
@@ -103,8 +114,20 @@ def ops() -> dict[str, torch._ops.OpOverload]:
 
 
 def native_kernel(op: str, device: str) -> bool:
-    """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA") beside the reference."""
+    """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA"), not PyTorch code."""
+    if op in _composite_ops or not torch._C._dispatch_has_kernel(f"fastdiff::{op}"):
+        return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op}", device))
+
+
+def composite_kernel(op: str) -> bool:
+    """Whether CPU and CUDA tensors are served by a composite of other ops."""
+    return op in _composite_ops
+
+
+def composite_calls(op: str, device: str) -> int:
+    """How many calls the composite of `op` for `device` has served in this process."""
+    return _composite_calls[op, device]
 
 
 def triton_kernel(op: str) -> bool:
@@ -160,6 +183,28 @@ def _triton_kernel(name: str, reference: Callable[..., Any]) -> Callable[..., An
         return result
 
     return kernel
+
+
+def _counted(name: str, composite: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(x: torch.Tensor, *args: Any) -> Any:
+        _composite_calls[name, "CPU" if x.is_cpu else "CUDA"] += 1
+        return composite(x, *args)
+
+    return kernel
+
+
+def _dispatched_for_gradients(
+    op: torch._ops.OpOverload, composite: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The op, less its dispatch (20 us) where the composite's own calls need none around them."""
+
+    def call(x: torch.Tensor, *args: Any) -> Any:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not (x.is_cpu or x.is_cuda):
+            return op(x, *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return composite(x, *args)
+
+    return call
 
 
 def _triton_source(reference: Callable[..., Any]) -> bool:

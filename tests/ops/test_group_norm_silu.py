@@ -284,6 +284,18 @@ def test_gradients_of_the_kernel_by_law4(
         assert_close_by_law4(actual, lambda *i, k=index: gradient(eager, k, *i), x, *parameters)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_the_parameters_alone(memory_format: torch.memory_format) -> None:
+    x = randn(2, 24, 4, 5).contiguous(memory_format=memory_format)
+    weight, bias = randn(24, seed=1).requires_grad_(), randn(24, seed=2).requires_grad_()
+    found = torch.autograd.grad(
+        group_norm_silu(x, 8, weight, bias, 1e-5).square().sum(), (weight, bias)
+    )
+    # Eager PyTorch 2.13 itself crashes on the channels-last one.
+    expected = F.silu(F.group_norm(x.contiguous(), 8, weight, bias, 1e-5)).square().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (weight, bias)))
+
+
 def test_second_gradient_is_refused() -> None:
     x = randn(1, 4, 3, 3).requires_grad_()
     (grad,) = torch.autograd.grad(

@@ -139,9 +139,10 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grad = grad * per_channel(1 + scale, x)
     if weight is None:  # ATen gives the gradient of a bias only beside a weight
         weight = mean.new_ones(C)
+    # Where h needs no gradient, ATen's channels-last kernel writes one through a null pointer.
     grad_h, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
         grad, wide, mean, rstd, weight, N, C, math.prod(x.shape[2:]), ctx.groups,
-        [need_x or need_residual, need_weight, need_bias],
+        [True, need_weight, need_bias],
     )  # fmt: skip
     grads = (grad_weight, grad_bias, grad_scale, grad_shift)
     grad_weight, grad_bias, grad_scale, grad_shift = (
