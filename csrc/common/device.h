@@ -13,7 +13,6 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
-#include <cstring>
 
 namespace fastdiff {
 
@@ -43,17 +42,6 @@ __device__ __forceinline__ float divide(float a, float b) {
 __device__ __forceinline__ float inverse_root(float x) {
   const float y = rsqrtf(x);
   return y > 0 && y < INFINITY ? fmaf(0.5f * y, fmaf(-x * y, y, 1.0f), y) : y;
-}
-
-// Lets the compiler know nothing more of the value, so that it computes from it anew instead of
-// keeping what it computed before in registers. T is of whole words.
-template <class T>
-__device__ __forceinline__ void forget(T& value) {
-  std::uint32_t words[sizeof(T) / 4];
-  std::memcpy(words, &value, sizeof(T));
-#pragma unroll
-  for (std::size_t i = 0; i < sizeof(T) / 4; ++i) asm volatile("" : "+r"(words[i]));
-  std::memcpy(&value, words, sizeof(T));
 }
 
 // ---- copies to shared memory that run in the background ----

@@ -178,20 +178,23 @@ struct Column {
   }
 };
 
-// A block's shared memory: moments of its threads and of its groups, coefficients of its channels.
+// A block's shared memory: moments of its threads and of its groups, coefficients of its channels,
+// and the vectors that it holds.
 struct Shared {
   Moments *scratch, *totals;
   Affine* table;
+  unsigned char* slots;
 
   __device__ __forceinline__ explicit Shared(const Plan& plan) {
     scratch = reinterpret_cast<Moments*>(dynamic_shared());
     totals = scratch + plan.down * plan.columns;
     table = reinterpret_cast<Affine*>(totals + 2 * plan.groups);
+    slots = reinterpret_cast<unsigned char*>(table + plan.slab);
   }
   __device__ Moments* finals(const Plan& plan) const { return totals + plan.groups; }
   static std::size_t bytes(const Plan& plan) {
     return (plan.down * plan.columns + 2 * plan.groups) * sizeof(Moments) +
-           plan.slab * sizeof(Affine);
+           plan.slab * sizeof(Affine) + plan.held_bytes;
   }
 };
 
@@ -202,107 +205,109 @@ __device__ __forceinline__ void load_table(const GroupNormSiluParams& p, const P
   }
 }
 
-// ---- vectors in registers ----
+// ---- vectors, and sums over them ----
 
-template <class T, int width, int held, bool with_residual>
-struct Held {
-  Pack<T, width> x[held], residual[with_residual ? held : 1];
-
-  template <class C>
-  __device__ __forceinline__ void load(const GroupNormSiluParams& p, const C& column, int from,
-                                       int count) {
-    using Packed = Pack<T, width>;
-#pragma unroll
-    for (int i = 0; i < held; ++i) {
-      if (i < count) {
-        const std::int64_t at = column.element(from + i);
-        x[i] = *reinterpret_cast<const Packed*>(static_cast<const T*>(p.x) + at);
-        if constexpr (with_residual) {
-          residual[i] = *reinterpret_cast<const Packed*>(static_cast<const T*>(p.residual) + at);
-        }
-      }
-    }
-  }
-
-  // Without this the widened values of one use would stay in registers until the next.
-  __device__ __forceinline__ void forget() {
-    if constexpr (sizeof(T) == 2 && width > 1) {
-#pragma unroll
-      for (int i = 0; i < held; ++i) fastdiff::forget(x[i]);
-    }
-  }
+// x and what is added to it of one vector.
+template <class T, int width, bool with_residual>
+struct Vector {
+  Pack<T, width> x, residual;
 
   // x + residual - center
-  __device__ __forceinline__ float from(float center, int i, int k) const {
-    const float own = value(x[i], k);
+  __device__ __forceinline__ float from(float center, int k) const {
+    const float own = value(x, k);
     if constexpr (!with_residual) return own - center;
-    const float other = value(residual[i], k);
+    const float other = value(residual, k);
     const float sum = own + other, carried = sum - own;
     return (sum - center) + ((own - (sum - carried)) + (other - carried));
   }
 };
 
-// What is added to the held values, where `added`: a channel's where channels are last, else a
-// row's.
-template <int width, int held, bool channels_last>
-struct Added {
-  float values[channels_last ? width : held];
+// A thread's own vectors in shared memory, `threads` apart: no other thread reads them.
+template <class T, int width>
+struct Slots {
+  using Packed = Pack<T, width>;
+  Packed* first;
+  int threads;
+
+  __device__ __forceinline__ Slots(unsigned char* shared)
+      : first(reinterpret_cast<Packed*>(shared) + threadIdx.x), threads(blockDim.x) {}
 
   template <class C>
-  __device__ __forceinline__ Added(bool added, const Shared& shared, const C& column, int from,
-                                   int count) {
-#pragma unroll
-    for (int i = 0; i < (channels_last ? width : held); ++i) {
-      const bool asked = added && (channels_last || i < count);
-      values[i] = asked ? shared.table[column.channel(from + i, i)].center : 0.0f;
+  __device__ __forceinline__ void request(const GroupNormSiluParams& p, const C& column,
+                                          int count) const {
+    const auto* const elements = static_cast<const T*>(p.x);
+#pragma unroll 4
+    for (int i = 0; i < count; ++i) {
+      const auto* const from = reinterpret_cast<const Packed*>(elements + column.element(i));
+      if constexpr (sizeof(Packed) == 16) {
+        copy_async(first + i * threads, from);
+      } else {
+        first[i * threads] = *from;
+      }
     }
+    commit_copies();
   }
-  __device__ __forceinline__ float at(int i, int k) const { return values[channels_last ? k : i]; }
+  __device__ __forceinline__ Vector<T, width, false> operator[](int i) const {
+    return {first[i * threads], {}};
+  }
 };
 
-// Sums over some held vectors of h - pivot and, where asked, of its square about `offset`, by
-// pieces of width / pieces channels.
-template <int width, int held, int pieces, class H, class A>
-__device__ __forceinline__ void sum_of(const H& h, const A& added, int count,
-                                       const float (&pivot)[pieces], float (&sum)[pieces]) {
-#pragma unroll
-  for (int i = 0; i < held; ++i) {
-    if (i < count) {
-#pragma unroll
-      for (int k = 0; k < width; ++k) {
-        const int piece = k / (width / pieces);
-        sum[piece] += h.from(pivot[piece] - added.at(i, k), i, k);
-      }
-    }
-  }
-}
+// What is added to a vector's channels; none unless `asked`.
+template <int width, bool channels_last>
+struct Added {
+  float values[channels_last ? width : 1];
+  const Affine* table;
 
-template <int width, int held, int pieces, class H, class A>
-__device__ __forceinline__ void squares_of(const H& h, const A& added, int count,
-                                           const float (&pivot)[pieces],
-                                           const float (&offset)[pieces],
-                                           float (&squares)[pieces]) {
+  template <class C>
+  __device__ __forceinline__ Added(bool asked, const Shared& shared, const C& column)
+      : table(asked ? shared.table : nullptr) {
+    if constexpr (channels_last) {
 #pragma unroll
-  for (int i = 0; i < held; ++i) {
-    if (i < count) {
-#pragma unroll
-      for (int k = 0; k < width; ++k) {
-        const int piece = k / (width / pieces);
-        const float d = h.from(pivot[piece] - added.at(i, k), i, k) - offset[piece];
-        squares[piece] += d * d;
-      }
+      for (int k = 0; k < width; ++k) values[k] = asked ? table[column.channel(0, k)].center : 0;
     }
   }
-}
+  // Of vector i: where the layout is contiguous all its elements are of one channel.
+  template <class C>
+  __device__ __forceinline__ void turn_to(const C& column, int i) {
+    if constexpr (!channels_last) {
+      values[0] = table == nullptr ? 0 : table[column.channel(i, 0)].center;
+    }
+  }
+  __device__ __forceinline__ float at(int k) const { return values[channels_last ? k : 0]; }
+};
+
+// Sums by pieces of width / pieces channels.
+template <int width, int pieces>
+struct Sums {
+  float at[pieces] = {};
+
+  template <class V, class A>
+  __device__ __forceinline__ void add(const V& v, const A& added, const float (&pivot)[pieces]) {
+#pragma unroll
+    for (int k = 0; k < width; ++k) {
+      const int piece = k / (width / pieces);
+      at[piece] += v.from(pivot[piece] - added.at(k), k);
+    }
+  }
+  template <class V, class A>
+  __device__ __forceinline__ void add_squares(const V& v, const A& added,
+                                              const float (&center)[pieces]) {
+#pragma unroll
+    for (int k = 0; k < width; ++k) {
+      const int piece = k / (width / pieces);
+      const float d = v.from(center[piece] - added.at(k), k);
+      at[piece] += d * d;
+    }
+  }
+};
 
 // A value of each piece, from which sums are taken.
-template <int width, int pieces, class H, class A>
-__device__ __forceinline__ void pivots_of(const H& h, const A& added, int count,
-                                          float (&pivot)[pieces]) {
+template <int width, int pieces, class V, class A>
+__device__ __forceinline__ void pivots_of(const V& v, const A& added, float (&pivot)[pieces]) {
 #pragma unroll
   for (int piece = 0; piece < pieces; ++piece) {
     const int k = piece * (width / pieces);
-    pivot[piece] = count > 0 ? h.from(0, 0, k) + added.at(0, k) : 0.0f;
+    pivot[piece] = v.from(0, k) + added.at(k);
   }
 }
 
@@ -369,27 +374,21 @@ struct Coefficients {
   }
 };
 
-template <class T, int width, int held, bool channels_last, class H, class C>
-__device__ __forceinline__ void write(const GroupNormSiluParams& p, const H& h, const C& column,
-                                      int from, int count,
+template <class T, int width, bool channels_last, class V, class C>
+__device__ __forceinline__ void write(const GroupNormSiluParams& p, const V& v, const C& column,
+                                      int i,
                                       const Coefficients<width, channels_last>& coefficients) {
-  T* const y = static_cast<T*>(p.y);
-  const bool activated = p.silu;
+  float out[width];
+  Affine a;
+  if constexpr (!channels_last) a = coefficients.table[column.channel(i, 0)];
 #pragma unroll
-  for (int i = 0; i < held; ++i) {
-    if (i < count) {
-      float out[width];
-      Affine a;
-      if constexpr (!channels_last) a = coefficients.table[column.channel(from + i, 0)];
-#pragma unroll
-      for (int k = 0; k < width; ++k) {
-        if constexpr (channels_last) a = coefficients.own[k];
-        const float z = fmaf(h.from(a.center, i, k), a.slope, a.offset);
-        out[k] = activated ? silu(z, T{}) : z;
-      }
-      *reinterpret_cast<Pack<T, width>*>(y + column.element(from + i)) = pack<T>(out);
-    }
+  for (int k = 0; k < width; ++k) {
+    if constexpr (channels_last) a = coefficients.own[k];
+    const float z = fmaf(v.from(a.center, k), a.slope, a.offset);
+    out[k] = p.silu ? silu(z, T{}) : z;
   }
+  T* const y = static_cast<T*>(p.y) + column.element(i);
+  *reinterpret_cast<Pack<T, width>*>(y) = pack<T>(out);
 }
 
 }  // namespace fastdiff

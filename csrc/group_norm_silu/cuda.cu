@@ -34,6 +34,10 @@ const char* group_norm_silu_cuda(const GroupNormSiluParams& p, void* stream_hand
     status = launch(once_kernel(p, plan), grid, stream, p, plan);
   } else {
     status = launch(statistics_kernel(p, plan), grid, stream, p, plan);
+    constexpr int kGroups = kThreads / kWarp;  // of a block
+    const Grid merging{dim3(static_cast<unsigned>(divide_up(p.batch * p.groups, kGroups))),
+                       kThreads};
+    if (status == cudaSuccess) status = launch(merge_kernel(), merging, stream, p, plan);
     if (status == cudaSuccess) status = launch(output_kernel(p, plan), grid, stream, p, plan);
   }
   return status == cudaSuccess ? nullptr : cudaGetErrorString(status);

@@ -11,6 +11,7 @@ using Kernel = void (*)(GroupNormSiluParams, Plan);
 
 Kernel once_kernel(const GroupNormSiluParams& p, const Plan& plan);
 Kernel statistics_kernel(const GroupNormSiluParams& p, const Plan& plan);
+Kernel merge_kernel();
 Kernel output_kernel(const GroupNormSiluParams& p, const Plan& plan);
 
 }  // namespace fastdiff

@@ -30,62 +30,72 @@ __device__ __forceinline__ void merge_cluster(const GroupNormSiluParams& p, cons
   }
 }
 
-template <class T, int width, int held, int pieces, bool channels_last>
-__global__ void __launch_bounds__(kThreads, held > 8 ? 1 : 2)
-    once(const GroupNormSiluParams p, const Plan plan) {
+// Of a thread's vectors, by two passes.
+template <int width, int pieces, class S, class C, class A>
+__device__ __forceinline__ void moments_of(const S& slots, const C& column, int count, A& added,
+                                           Moments (&own)[pieces]) {
+  float pivot[pieces] = {}, center[pieces];
+  Sums<width, pieces> sums, squares;
+  if (count > 0) {
+    added.turn_to(column, 0);
+    pivots_of<width>(slots[0], added, pivot);
+  }
+#pragma unroll 2
+  for (int i = 0; i < count; ++i) {
+    added.turn_to(column, i);
+    sums.add(slots[i], added, pivot);
+  }
+  const float n = static_cast<float>(count * (width / pieces));
+#pragma unroll
+  for (int j = 0; j < pieces; ++j) {
+    sums.at[j] = count > 0 ? fast_divide(sums.at[j], n) : 0.0f;
+    center[j] = pivot[j] + sums.at[j];
+  }
+#pragma unroll 2
+  for (int i = 0; i < count; ++i) {
+    added.turn_to(column, i);
+    squares.add_squares(slots[i], added, center);
+  }
+#pragma unroll
+  for (int j = 0; j < pieces; ++j) own[j] = moments_from(n, pivot[j], sums.at[j], squares.at[j]);
+}
+
+template <class T, int width, int pieces, bool channels_last>
+__global__ void __launch_bounds__(kThreads, 3) once(const GroupNormSiluParams p, const Plan plan) {
   const Part part(plan, blockIdx.x);
   const Shared shared(plan);
   const Column<width, channels_last> column(p, plan, part);
   const int count = column.count();
-  Held<T, width, held, false> h;
-  h.load(p, column, 0, count);
+  const Slots<T, width> slots(shared.slots);
+  slots.request(p, column, count);
   load_table(p, plan, part, shared);
   const bool has_added = p.added.data != nullptr;
   if (has_added) __syncthreads();
+  Added<width, channels_last> added(has_added, shared, column);
+  wait_copies<0>();
   Moments own[pieces];
-  {
-    const Added<width, held, channels_last> added(has_added, shared, column, 0, count);
-    float pivot[pieces], offset[pieces] = {}, squares[pieces] = {};
-    pivots_of<width>(h, added, count, pivot);
-    sum_of<width, held>(h, added, count, pivot, offset);
-    const float n = static_cast<float>(count * (width / pieces));
-#pragma unroll
-    for (int i = 0; i < pieces; ++i) offset[i] = count > 0 ? fast_divide(offset[i], n) : 0.0f;
-    h.forget();
-    squares_of<width, held>(h, added, count, pivot, offset, squares);
-#pragma unroll
-    for (int i = 0; i < pieces; ++i) own[i] = moments_from(n, pivot[i], offset[i], squares[i]);
-    h.forget();
-  }
+  moments_of<width>(slots, column, count, added, own);
   merge_block<pieces>(p, plan, part, column, own, shared.scratch, shared.totals);
   merge_cluster(p, plan, part, shared);
   finish_table(p, plan, shared);
   const Coefficients<width, channels_last> coefficients(shared, column);
-  write<T, width, held>(p, h, column, 0, count, coefficients);
+#pragma unroll 2
+  for (int i = 0; i < count; ++i) write<T, width>(p, slots[i], column, i, coefficients);
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   if (plan.parts > 1) cluster_barrier();  // others may still read this block's totals
 #endif
-}
-
-template <class T, int width, int pieces, bool channels_last>
-Kernel by_held(const Plan& plan) {
-  if constexpr (width > 1) {
-    if (plan.held == 2) return once<T, width, 2, pieces, channels_last>;
-    if (plan.held == 16) return once<T, width, 16, pieces, channels_last>;
-  }
-  return once<T, width, 8, pieces, channels_last>;
 }
 
 template <class T>
 Kernel by_layout(const GroupNormSiluParams& p, const Plan& plan) {
   constexpr int kWidth = 16 / sizeof(T);
   if (plan.width == 1) {
-    return p.channels_last ? by_held<T, 1, 1, true>(plan) : by_held<T, 1, 1, false>(plan);
+    return p.channels_last ? once<T, 1, 1, true> : once<T, 1, 1, false>;
   }
-  if (!p.channels_last) return by_held<T, kWidth, 1, false>(plan);
-  if (plan.pieces == 1) return by_held<T, kWidth, 1, true>(plan);
-  if (plan.pieces == 2) return by_held<T, kWidth, 2, true>(plan);
-  return by_held<T, kWidth, 4, true>(plan);
+  if (!p.channels_last) return once<T, kWidth, 1, false>;
+  if (plan.pieces == 1) return once<T, kWidth, 1, true>;
+  if (plan.pieces == 2) return once<T, kWidth, 2, true>;
+  return once<T, kWidth, 4, true>;
 }
 
 }  // namespace

@@ -12,7 +12,11 @@ namespace fastdiff {
 constexpr int kThreads = 256;
 constexpr int kWidestCluster = 8;
 constexpr int kMostPieces = 4;
-constexpr int kMostParts = 256;
+constexpr int kMostParts = 1024;
+// Bytes of a slab in a block: fewer are not worth a block, four blocks of so many fit on an SM, and
+// no more than this fit at all.
+constexpr std::int64_t kLittle = 4096, kComfortable = 48 * 1024, kMostHeld = 160 * 1024;
+constexpr int kFill = 2;                  // blocks an SM, up to which slabs are cut for more blocks
 constexpr int kNarrow = 64, kWide = 128;  // bytes of a slab's row
 
 struct Device {
@@ -22,11 +26,12 @@ struct Device {
 // A slab is some whole groups of a sample: `rows` rows of `across` vectors of `width` elements. It
 // is cut by rows into `parts`, a block each; a thread holds `held` vectors of one column.
 struct Plan {
-  bool covered = true;       // else the reference serves
-  bool on_chip = false;      // one launch that reads once; else statistics and output are two
-  int width = 1, held = 8;   // `held` where on chip
-  int slab = 0;              // channels
-  int across = 1, down = 1;  // a block's threads
+  bool covered = true;         // else the reference serves
+  bool on_chip = false;        // one launch that reads once; else statistics and output are two
+  int width = 1;               // elements of a vector
+  std::size_t held_bytes = 0;  // of vectors in a block's shared memory
+  int slab = 0;                // channels
+  int across = 1, down = 1;    // a block's threads
   std::int64_t rows = 0, rows_of_part = 0;
   int parts = 1;
   int pieces = 1;                         // statistics that a thread keeps apart, by channels
@@ -89,20 +94,21 @@ inline void fill_block(Plan& plan) {
 }
 
 inline bool try_on_chip(Plan& plan, const GroupNormSiluParams& p, const Device& device) {
-  constexpr std::int64_t kComfortable = 8 * kThreads, kMost = 16 * kThreads;
   lay_out(plan, p, kNarrow);
   if (!plan.covered || p.residual != nullptr) return false;
   const int widest = device.capability >= 90 ? kWidestCluster : 1;
-  const auto vectors = [&] { return divide_up(plan.rows, plan.parts) * plan.across; };
-  const auto spare = [&] { return 2 * plan.blocks(p.batch) <= 2 * device.multiprocessors; };
-  while (plan.parts < widest && (vectors() > kComfortable || (spare() && vectors() > kThreads))) {
+  const auto bytes = [&] {
+    return divide_up(plan.rows, plan.parts) * plan.across * plan.width * element_size(p);
+  };
+  const auto spare = [&] { return 2 * plan.blocks(p.batch) <= kFill * device.multiprocessors; };
+  while (plan.parts < widest && (bytes() > kComfortable || (spare() && bytes() > kLittle))) {
     plan.parts *= 2;
   }
   fill_block(plan);
-  const std::int64_t held = divide_up(plan.rows_of_part, plan.down);
-  plan.on_chip = held <= (plan.width == 1 ? 8 : 16);
-  plan.held = plan.width == 1 ? 8 : held <= 2 ? 2 : held <= 8 ? 8 : 16;
-  return plan.on_chip && vectors() <= kMost;
+  plan.held_bytes = static_cast<std::size_t>(divide_up(plan.rows_of_part, plan.down)) *
+                    plan.threads() * plan.width * element_size(p);
+  plan.on_chip = plan.held_bytes <= kMostHeld;
+  return plan.on_chip;
 }
 
 inline Plan plan_for(const GroupNormSiluParams& p, const Device& device) {
@@ -114,7 +120,7 @@ inline Plan plan_for(const GroupNormSiluParams& p, const Device& device) {
   plan = Plan{};
   plan.width = width;
   lay_out(plan, p, kWide);
-  const std::int64_t wanted = divide_up(4 * device.multiprocessors, p.batch * plan.slabs);
+  const std::int64_t wanted = divide_up(8 * device.multiprocessors, p.batch * plan.slabs);
   const std::int64_t useful = divide_up(plan.rows * plan.across, 8 * kThreads);
   plan.parts = static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, useful), 1, kMostParts));
   fill_block(plan);

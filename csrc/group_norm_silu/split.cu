@@ -5,11 +5,22 @@
 namespace fastdiff {
 namespace {
 
-constexpr int kHeld = 4;
+template <class T, int width, bool with_residual, class C>
+__device__ __forceinline__ Vector<T, width, with_residual> load(const GroupNormSiluParams& p,
+                                                                const C& column, int i) {
+  using Packed = Pack<T, width>;
+  const std::int64_t at = column.element(i);
+  Vector<T, width, with_residual> v;
+  v.x = *reinterpret_cast<const Packed*>(static_cast<const T*>(p.x) + at);
+  if constexpr (with_residual) {
+    v.residual = *reinterpret_cast<const Packed*>(static_cast<const T*>(p.residual) + at);
+  }
+  return v;
+}
 
 // Moments [sample][slab][part][group of the slab], to p.workspace.
-template <class T, int width, int held, int pieces, bool channels_last, bool with_residual>
-__global__ void __launch_bounds__(kThreads, 2)
+template <class T, int width, int pieces, bool channels_last, bool with_residual>
+__global__ void __launch_bounds__(kThreads, 3)
     statistics(const GroupNormSiluParams p, const Plan plan) {
   const Part part(plan, blockIdx.x);
   const Shared shared(plan);
@@ -19,67 +30,74 @@ __global__ void __launch_bounds__(kThreads, 2)
     load_table(p, plan, part, shared);
     __syncthreads();
   }
-  const int total = column.count();
-  float pivot[pieces] = {}, sum[pieces] = {}, squares[pieces] = {};
-  for (int from = 0; from < total; from += held) {
-    const int count = min(held, total - from);
-    Held<T, width, held, with_residual> h;
-    h.load(p, column, from, count);
-    const Added<width, held, channels_last> added(has_added, shared, column, from, count);
-    if (from == 0) {  // the mean of the first rows: near enough that later squares do not cancel
-      pivots_of<width>(h, added, count, pivot);
-      sum_of<width, held>(h, added, count, pivot, sum);
+  Added<width, channels_last> added(has_added, shared, column);
+  const int count = column.count();
+  float pivot[pieces] = {}, offset[pieces] = {};
+  Sums<width, pieces> sums, squares;
+  if (count > 0) {  // the mean of the first vector: so near that later squares do not cancel
+    added.turn_to(column, 0);
+    const auto v = load<T, width, with_residual>(p, column, 0);
+    pivots_of<width>(v, added, pivot);
+    Sums<width, pieces> first;
+    first.add(v, added, pivot);
 #pragma unroll
-      for (int i = 0; i < pieces; ++i) {
-        pivot[i] += fast_divide(sum[i], static_cast<float>(count * (width / pieces)));
-        sum[i] = 0;
-      }
-    }
-    sum_of<width, held>(h, added, count, pivot, sum);
-    const float nothing[pieces] = {};
-    squares_of<width, held>(h, added, count, pivot, nothing, squares);
+    for (int j = 0; j < pieces; ++j) pivot[j] += first.at[j] * (1.0f * pieces / width);
+  }
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) {
+    added.turn_to(column, i);
+    const auto v = load<T, width, with_residual>(p, column, i);
+    sums.add(v, added, pivot);
+    squares.add_squares(v, added, pivot);
   }
   Moments own[pieces];
-  const float n = static_cast<float>(total * (width / pieces));
+  const float n = static_cast<float>(count * (width / pieces));
 #pragma unroll
-  for (int i = 0; i < pieces; ++i) {
-    const float offset = total > 0 ? fast_divide(sum[i], n) : 0.0f;
-    const float about_mean = squares[i] - sum[i] * offset;
-    own[i] = moments_from(n, pivot[i], offset, about_mean < 0 ? 0 : about_mean);
+  for (int j = 0; j < pieces; ++j) {
+    if (count > 0) offset[j] = fast_divide(sums.at[j], n);
+    const float about_mean = squares.at[j] - sums.at[j] * offset[j];
+    own[j] = moments_from(n, pivot[j], offset[j], about_mean < 0 ? 0 : about_mean);
   }
   merge_block<pieces>(
       p, plan, part, column, own, shared.scratch,
       static_cast<Moments*>(p.workspace) + static_cast<std::int64_t>(blockIdx.x) * plan.groups);
 }
 
+// A warp a group: its parts merged, in the place of part 0.
+__global__ void __launch_bounds__(kThreads)
+    merge_parts(const GroupNormSiluParams p, const Plan plan) {
+  const unsigned index = blockIdx.x * (kThreads / kWarp) + threadIdx.x / kWarp;
+  if (index >= p.batch * p.groups) return;
+  const unsigned slab = index / plan.groups, group = index % plan.groups;
+  auto* const moments = static_cast<Moments*>(p.workspace) +
+                        static_cast<std::int64_t>(slab) * plan.parts * plan.groups + group;
+  const float count = static_cast<float>(plan.rows) * plan.values_of_row;
+  const Moments whole =
+      merge(plan.parts, count, moments[0], [&](int i) { return moments[i * plan.groups]; });
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) {
+    moments[0] = finish(p, plan, Part(plan, slab * plan.parts), group, whole);
+  }
+}
+
 // The last blocks come first: what they read was read last by `statistics` and is still in cache.
-template <class T, int width, int held, bool channels_last, bool with_residual>
-__global__ void __launch_bounds__(kThreads, with_residual ? 1 : 2)
+template <class T, int width, bool channels_last, bool with_residual>
+__global__ void __launch_bounds__(kThreads, 3)
     output(const GroupNormSiluParams p, const Plan plan) {
   const unsigned block = gridDim.x - 1 - blockIdx.x;
   const Part part(plan, block);
   const Shared shared(plan);
   const Column<width, channels_last> column(p, plan, part);
-  const int total = column.count();
-  Held<T, width, held, with_residual> h;
-  h.load(p, column, 0, min(held, total));
   load_table(p, plan, part, shared);
   const auto* const moments = static_cast<const Moments*>(p.workspace) +
                               static_cast<std::int64_t>(block - part.part) * plan.groups;
-  const float count = static_cast<float>(plan.rows) * plan.values_of_row;
-  for (int group = threadIdx.x / kWarp; group < plan.groups; group += blockDim.x / kWarp) {
-    const Moments whole = merge(plan.parts, count, moments[group],
-                                [&](int i) { return moments[i * plan.groups + group]; });
-    if (threadIdx.x % kWarp == 0) {
-      shared.finals(plan)[group] = finish(p, plan, part, group, whole);
-    }
-  }
+  for (int i = threadIdx.x; i < plan.groups; i += blockDim.x) shared.finals(plan)[i] = moments[i];
   finish_table(p, plan, shared);
   const Coefficients<width, channels_last> coefficients(shared, column);
-  for (int from = 0; from < total; from += held) {
-    const int count_here = min(held, total - from);
-    if (from > 0) h.load(p, column, from, count_here);
-    write<T, width, held>(p, h, column, from, count_here, coefficients);
+  const int count = column.count();
+#pragma unroll 4
+  for (int i = 0; i < count; ++i) {
+    write<T, width>(p, load<T, width, with_residual>(p, column, i), column, i, coefficients);
   }
 }
 
@@ -90,11 +108,11 @@ struct Both {
 template <class T, int width, int pieces, bool channels_last>
 Both by_residual(const GroupNormSiluParams& p) {
   if (p.residual != nullptr) {
-    return {statistics<T, width, kHeld, pieces, channels_last, true>,
-            output<T, width, kHeld, channels_last, true>};
+    return {statistics<T, width, pieces, channels_last, true>,
+            output<T, width, channels_last, true>};
   }
-  return {statistics<T, width, kHeld, pieces, channels_last, false>,
-          output<T, width, kHeld, channels_last, false>};
+  return {statistics<T, width, pieces, channels_last, false>,
+          output<T, width, channels_last, false>};
 }
 
 template <class T>
@@ -125,6 +143,8 @@ Both both(const GroupNormSiluParams& p, const Plan& plan) {
 Kernel statistics_kernel(const GroupNormSiluParams& p, const Plan& plan) {
   return both(p, plan).statistics;
 }
+
+Kernel merge_kernel() { return merge_parts; }
 
 Kernel output_kernel(const GroupNormSiluParams& p, const Plan& plan) {
   return both(p, plan).output;
