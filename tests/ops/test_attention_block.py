@@ -112,7 +112,8 @@ def test_by_law4(
     judge(x, parameters(shape[1], dtype), groups, heads, residual_scale=1 / math.sqrt(2))
 
 
-@settings(max_examples=60, deadline=None)
+# The same examples each time: among a few dozen elements the factor two is a matter of luck.
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(
     batch=st.integers(1, 3),
     heads=st.sampled_from([1, 2, 4, 8]),
