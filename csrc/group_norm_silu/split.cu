@@ -34,14 +34,19 @@ __global__ void __launch_bounds__(kThreads, 3)
   const int count = column.count();
   float pivot[pieces] = {}, offset[pieces] = {};
   Sums<width, pieces> sums, squares;
-  if (count > 0) {  // the mean of the first vector: so near that later squares do not cancel
-    added.turn_to(column, 0);
-    const auto v = load<T, width, with_residual>(p, column, 0);
-    pivots_of<width>(v, added, pivot);
-    Sums<width, pieces> first;
-    first.add(v, added, pivot);
+  if (count > 0) {  // the middle of three values: near enough that later squares do not cancel
+    float few[3][pieces];
 #pragma unroll
-    for (int j = 0; j < pieces; ++j) pivot[j] += first.at[j] * (1.0f * pieces / width);
+    for (int i = 0; i < 3; ++i) {
+      const int row = min(i, count - 1);
+      added.turn_to(column, row);
+      pivots_of<width>(load<T, width, with_residual>(p, column, row), added, few[i]);
+    }
+#pragma unroll
+    for (int j = 0; j < pieces; ++j) {
+      const float low = fminf(few[0][j], few[1][j]), high = fmaxf(few[0][j], few[1][j]);
+      pivot[j] = fmaxf(low, fminf(high, few[2][j]));
+    }
   }
 #pragma unroll 4
   for (int i = 0; i < count; ++i) {

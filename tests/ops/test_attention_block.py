@@ -112,10 +112,10 @@ def test_by_law4(
     judge(x, parameters(shape[1], dtype), groups, heads, residual_scale=1 / math.sqrt(2))
 
 
-# The same examples each time: among a few dozen elements the factor two is a matter of luck.
-@settings(max_examples=60, deadline=None, derandomize=True)
+# Many samples: of a few dozen elements the largest error, and so the factor two, is a matter of luck.
+@settings(max_examples=60, deadline=None)
 @given(
-    batch=st.integers(1, 3),
+    batch=st.integers(40, 44),
     heads=st.sampled_from([1, 2, 4, 8]),
     head_dim=st.integers(1, 12),
     spatial=st.lists(st.integers(1, 6), min_size=1, max_size=3),
