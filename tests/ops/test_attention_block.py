@@ -112,7 +112,7 @@ def test_by_law4(
     judge(x, parameters(shape[1], dtype), groups, heads, residual_scale=1 / math.sqrt(2))
 
 
-# Many samples: of a few dozen elements the largest error, and so the factor two, is a matter of luck.
+# Many samples: of a few dozen elements the largest error is a matter of luck, not of the kernel.
 @settings(max_examples=60, deadline=None)
 @given(
     batch=st.integers(40, 44),
