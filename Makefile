@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 TESTS ?= tests
 
-.PHONY: demo test lint bench test-other-torch clean
+.PHONY: demo test lint bench gpu-check gpu-bench test-other-torch clean
 
 demo: $(VENV)/.installed
 	$(BIN)/fastdiff sample --num 100 --out samples.png
@@ -28,6 +28,16 @@ test-other-torch: $(VENV)/.installed-dev
 
 bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest benchmarks
+
+# On a machine with an NVIDIA GPU, by the Python whose torch sees it: GPU_PYTHON=python3.
+GPU_PYTHON ?= $(BIN)/python
+RESULTS ?= build
+
+gpu-check:
+	$(GPU_PYTHON) tests/gpu_check.py $(RESULTS)/gpu-check
+
+gpu-bench:
+	$(GPU_PYTHON) -m pytest benchmarks -m gpu -s --benchmark-json=$(RESULTS)/gpu-bench.json
 
 # Build isolation would fetch a second torch only to compile against it.
 $(VENV)/.installed: pyproject.toml setup.py csrc/sources.txt $(shell find csrc -type f)

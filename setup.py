@@ -142,10 +142,10 @@ def extensions(kind: str) -> list[setuptools.Extension]:
     }
     target = f"0x{TORCH_TARGET[0]:02x}{TORCH_TARGET[1]:02x}000000000000"
     macros = [("TORCH_TARGET_VERSION", target)]
-    libraries, folders = ["torch", "torch_cpu", "c10"], library_paths()
+    libraries, folders = ["torch", "torch_cpu", "c10", "dl"], library_paths()
     if kind == "cuda":
         macros.append(("FASTDIFF_CUDA", "1"))
-        libraries += ["cudart_static", "rt", "pthread", "dl"]
+        libraries += ["cudart_static", "rt", "pthread"]
         folders = [*folders, str(static_runtime())]
     compiled = [s for s in sources() if s.endswith(".cpp")]
     return [

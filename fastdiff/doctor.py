@@ -161,9 +161,10 @@ def _check_ops(part: str) -> Iterator[Finding]:
     from fastdiff.ops import _library
 
     for name in sorted(_library.ops()):
-        cpu = "C++" if _library.native_kernel(name, "CPU") else "reference"
+        rest = "composite" if _library.composite_kernel(name) else "reference"
+        cpu = "C++" if _library.native_kernel(name, "CPU") else rest
         own = "Triton" if _library.triton_kernel(name) else "CUDA"
-        cuda = own if _library.native_kernel(name, "CUDA") else "reference"
+        cuda = own if _library.native_kernel(name, "CUDA") else rest
         yield Finding(f"op {name}", OK, f"CPU: {cpu}; CUDA: {cuda}")
 
 

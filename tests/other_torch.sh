@@ -13,12 +13,14 @@ import torch
 from fastdiff._build_info import build_info
 from fastdiff.ops import _library
 
-built = build_info()["torch_at_build"]
+built, built_for = build_info()["torch_at_build"], build_info()["build"]
 assert torch.__version__ != built, f"this torch {built} is the one of the build; name another"
 assert torch.version.cuda, f"torch {torch.__version__} is no CUDA build"
 print(f"torch {torch.__version__}, CUDA {torch.version.cuda}, {_library.native_path()}")
 assert _library.native_path() is not None, "build the native library first: pip install -e ."
 assert _library.native_error() is None, _library.native_error()
 assert _library.native_kernel("group_norm_silu", "CPU")
+if built_for == "cuda":
+    assert _library._native.fastdiff_finds_cuda_streams(), "CUDA kernels would not know their stream"
 PY
 exec "$venv/bin/python" -m pytest -q -p no:cacheprovider tests/ops

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from benchmarks import render
+
 README = Path(__file__).parents[1] / "README.md"
 
 
@@ -19,3 +21,9 @@ def test_the_readmes_python() -> None:
     assert len(blocks) == 2
     assert names["images"].shape == (10, 1, 28, 28)
     assert torch.equal(names["x"], names["images"])
+
+
+def test_the_readmes_figures_are_those_of_the_results() -> None:
+    folders = {f.name: render.benches(f) for f in sorted(render.RESULTS.iterdir()) if f.is_dir()}
+    part = f"{render.BEGIN}\n{render.summary(folders)}\n{render.END}"
+    assert part in README.read_text(), "run python -m benchmarks.render"

@@ -10,6 +10,7 @@
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstddef>
 #include <cstdint>
 
@@ -23,6 +24,24 @@ __device__ __forceinline__ unsigned char* dynamic_shared() {
 
 __device__ __forceinline__ std::uint32_t shared_address(const void* shared) {
   return static_cast<std::uint32_t>(__cvta_generic_to_shared(shared));
+}
+
+// ---- arithmetic without the calls that the exact operations' rare cases take ----
+
+// Good to a rounding of 16-bit results.
+__device__ __forceinline__ float fast_exp(float x) { return __expf(x); }
+__device__ __forceinline__ float fast_divide(float a, float b) { return __fdividef(a, b); }
+
+// To a unit in the last place, for b up to 2^126 and finite results.
+__device__ __forceinline__ float divide(float a, float b) {
+  const float q = __fdividef(a, b);
+  return fmaf(fmaf(-q, b, a), __fdividef(1.0f, b), q);
+}
+
+// 1 / sqrt(x) to a unit in the last place; 0 of infinity.
+__device__ __forceinline__ float inverse_root(float x) {
+  const float y = rsqrtf(x);
+  return y > 0 && y < INFINITY ? fmaf(0.5f * y, fmaf(-x * y, y, 1.0f), y) : y;
 }
 
 // ---- copies to shared memory that run in the background ----

@@ -17,6 +17,26 @@ constexpr std::int64_t kPixelTile = 64;    // pixels of a channels-last sample
 constexpr std::int64_t kTaskWork = 16384;  // elements that are worth a thread
 constexpr int kUnroll = 4;
 
+// x, or x + residual where `summed`.
+template <class T, bool summed>
+struct Input {
+  const T* x;
+  const T* residual;
+
+  FASTDIFF_INLINE Floats load(std::int64_t i, int count = kLanes) const {
+    const Floats v = fastdiff::load(x + i, count);
+    return summed ? v + fastdiff::load(residual + i, count) : v;
+  }
+  FASTDIFF_INLINE Input operator+(std::int64_t i) const {
+    return {x + i, summed ? residual + i : nullptr};
+  }
+};
+
+template <class T, bool summed>
+FASTDIFF_INLINE Input<T, summed> input(const GroupNormSiluParams& p) {
+  return {static_cast<const T*>(p.x), static_cast<const T*>(p.residual)};
+}
+
 // Sums of d = x - center over some elements; center is near their mean, so nothing cancels.
 struct TileSums {
   float center, d, d_squared;
@@ -26,10 +46,11 @@ struct TileSums {
 struct Moments {
   double origin = 0, count = 0, first = 0, second = 0;
 
-  FASTDIFF_INLINE void add(const TileSums& tile, double n) {
-    if (count == 0) origin = tile.center;
+  // `added` is what all elements of the tile are to be raised by.
+  FASTDIFF_INLINE void add(const TileSums& tile, double n, double added) {
+    if (count == 0) origin = tile.center + added;
     const double offset = tile.d / n;
-    const double mean = tile.center - origin + offset;
+    const double mean = tile.center + added - origin + offset;
     count += n;
     first += n * mean;
     second += tile.d_squared - tile.d * offset + n * mean * mean;
@@ -60,8 +81,9 @@ double entry(const ChannelVector& v, std::int64_t sample, std::int64_t channel, 
   }
 }
 
-Affine affine(const GroupNormSiluParams& p, std::int64_t sample, std::int64_t channel, double mean,
-              double rstd) {
+Affine affine(const GroupNormSiluParams& p, std::int64_t sample, std::int64_t channel,
+              double group_mean, double rstd) {
+  const double mean = group_mean - entry(p.added, sample, channel, 0);
   const double modulation = 1 + entry(p.scale, sample, channel, 0);
   const double slope = modulation * entry(p.weight, 0, channel, 1) * rstd;
   const float center = static_cast<float>(mean);
@@ -84,17 +106,17 @@ FASTDIFF_INLINE Floats act(const Floats& z) {
 
 // ---- contiguous: a group is one run of memory ----
 
-template <class T>
-FASTDIFF_INLINE TileSums run_sums(const T* x, std::int64_t n) {
+template <class X>
+FASTDIFF_INLINE TileSums run_sums(const X& x, std::int64_t n) {
   const std::int64_t vectors = n / kLanes;
   const int rest = static_cast<int>(n % kLanes);
   Floats totals[kUnroll] = {};
   std::int64_t i = 0;
   for (; i + kUnroll <= vectors; i += kUnroll) {
-    for (int k = 0; k < kUnroll; ++k) totals[k] += load(x + (i + k) * kLanes);
+    for (int k = 0; k < kUnroll; ++k) totals[k] += x.load((i + k) * kLanes);
   }
-  for (; i < vectors; ++i) totals[0] += load(x + i * kLanes);
-  if (rest) totals[1] += load(x + i * kLanes, rest);
+  for (; i < vectors; ++i) totals[0] += x.load(i * kLanes);
+  if (rest) totals[1] += x.load(i * kLanes, rest);
   const Floats center = splat(sum((totals[0] + totals[1]) + (totals[2] + totals[3])) / n);
 
   Floats d_sums[kUnroll] = {}, squares[kUnroll] = {};
@@ -103,11 +125,11 @@ FASTDIFF_INLINE TileSums run_sums(const T* x, std::int64_t n) {
     squares[k] += d * d;
   };
   for (i = 0; i + kUnroll <= vectors; i += kUnroll) {
-    for (int k = 0; k < kUnroll; ++k) add(k, load(x + (i + k) * kLanes) - center);
+    for (int k = 0; k < kUnroll; ++k) add(k, x.load((i + k) * kLanes) - center);
   }
-  for (; i < vectors; ++i) add(0, load(x + i * kLanes) - center);
+  for (; i < vectors; ++i) add(0, x.load(i * kLanes) - center);
   if (rest) {
-    Floats d = load(x + i * kLanes, rest) - center;
+    Floats d = x.load(i * kLanes, rest) - center;
     for (int lane = rest; lane < kLanes; ++lane) d[lane] = 0;
     add(1, d);
   }
@@ -115,33 +137,37 @@ FASTDIFF_INLINE TileSums run_sums(const T* x, std::int64_t n) {
           sum((squares[0] + squares[1]) + (squares[2] + squares[3]))};
 }
 
-template <bool silu_follows, class T>
-FASTDIFF_INLINE void run_apply(const T* x, T* y, std::int64_t n, const Affine& a) {
+template <bool silu_follows, class X, class T>
+FASTDIFF_INLINE void run_apply(const X& x, T* y, std::int64_t n, const Affine& a) {
   std::int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
-    store(y + i, act<silu_follows>((load(x + i) - a.center) * a.slope + a.offset));
+    store(y + i, act<silu_follows>((x.load(i) - a.center) * a.slope + a.offset));
   }
   const int rest = static_cast<int>(n - i);
   if (rest) {
-    store(y + i, act<silu_follows>((load(x + i, rest) - a.center) * a.slope + a.offset), rest);
+    store(y + i, act<silu_follows>((x.load(i, rest) - a.center) * a.slope + a.offset), rest);
   }
 }
 
-template <class T>
+template <class T, bool summed>
 FASTDIFF_INLINE void slabs(const GroupNormSiluParams& p, std::int64_t begin, std::int64_t end) {
   const std::int64_t depth = p.channels / p.groups, size = depth * p.spatial;
   for (std::int64_t slab = begin; slab < end; ++slab) {
-    const T* x = static_cast<const T*>(p.x) + slab * size;
+    const std::int64_t sample = slab / p.groups, first = slab % p.groups * depth;
+    const auto x = input<T, summed>(p) + slab * size;
     T* y = static_cast<T*>(p.y) + slab * size;
     Moments moments;
-    for (std::int64_t i = 0; i < size; i += kRunTile) {
-      const std::int64_t n = std::min(kRunTile, size - i);
-      moments.add(run_sums(x + i, n), static_cast<double>(n));
+    const std::int64_t run = p.added.data ? p.spatial : size;
+    for (std::int64_t start = 0; start < size; start += run) {
+      const double added = entry(p.added, sample, first + start / p.spatial, 0);
+      for (std::int64_t i = start; i < start + run; i += kRunTile) {
+        const std::int64_t n = std::min(kRunTile, start + run - i);
+        moments.add(run_sums(x + i, n), static_cast<double>(n), added);
+      }
     }
     const double rstd = keep_statistics(p, slab, moments);
     for (std::int64_t c = 0; c < depth; ++c) {
-      const Affine a =
-          affine(p, slab / p.groups, slab % p.groups * depth + c, moments.mean(), rstd);
+      const Affine a = affine(p, sample, first + c, moments.mean(), rstd);
       const std::int64_t at = c * p.spatial;
       p.silu ? run_apply<true>(x + at, y + at, p.spatial, a)
              : run_apply<false>(x + at, y + at, p.spatial, a);
@@ -152,11 +178,11 @@ FASTDIFF_INLINE void slabs(const GroupNormSiluParams& p, std::int64_t begin, std
 // ---- channels-last: a vector holds neighbouring channels of one pixel ----
 
 // Sums of `width` vectors' channels over `pixels` rows; `lanes` counts the last vector's channels.
-template <int width, class T>
-FASTDIFF_INLINE void column_sums(const T* x, std::int64_t pixels, std::int64_t row, int lanes,
+template <int width, class X>
+FASTDIFF_INLINE void column_sums(const X& x, std::int64_t pixels, std::int64_t row, int lanes,
                                  float* center, float* d_sum, float* square) {
   const auto at = [&](std::int64_t pixel, int k) FASTDIFF_LAMBDA_INLINE {
-    return load(x + pixel * row + k * kLanes, width == 1 ? lanes : kLanes);
+    return x.load(pixel * row + k * kLanes, width == 1 ? lanes : kLanes);
   };
   Floats centers[width] = {}, d_sums[width] = {}, squares[width] = {};
   for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
@@ -179,8 +205,8 @@ FASTDIFF_INLINE void column_sums(const T* x, std::int64_t pixels, std::int64_t r
 }
 
 // `sums` holds three rows of `channels`: centers, sums and squares.
-template <class T>
-FASTDIFF_INLINE void pixel_sums(const T* x, std::int64_t pixels, std::int64_t channels,
+template <class X>
+FASTDIFF_INLINE void pixel_sums(const X& x, std::int64_t pixels, std::int64_t channels,
                                 float* sums) {
   float *center = sums, *d_sum = sums + channels, *square = sums + 2 * channels;
   std::int64_t c = 0;
@@ -193,21 +219,22 @@ FASTDIFF_INLINE void pixel_sums(const T* x, std::int64_t pixels, std::int64_t ch
   }
 }
 
-template <bool silu_follows, class T>
-FASTDIFF_INLINE void pixel_apply(const T* x, T* y, std::int64_t pixels, std::int64_t channels,
+template <bool silu_follows, class X, class T>
+FASTDIFF_INLINE void pixel_apply(X x, T* y, std::int64_t pixels, std::int64_t channels,
                                  const float* center, const float* slope, const float* offset) {
-  for (std::int64_t pixel = 0; pixel < pixels; ++pixel, x += channels, y += channels) {
+  for (std::int64_t pixel = 0; pixel < pixels; ++pixel) {
     std::int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes) {
-      const Floats z = (load(x + c) - load(center + c)) * load(slope + c) + load(offset + c);
+      const Floats z = (x.load(c) - load(center + c)) * load(slope + c) + load(offset + c);
       store(y + c, act<silu_follows>(z));
     }
     const int rest = static_cast<int>(channels - c);
     if (rest) {
-      const Floats d = load(x + c, rest) - load(center + c, rest);
+      const Floats d = x.load(c, rest) - load(center + c, rest);
       const Floats z = d * load(slope + c, rest) + load(offset + c, rest);
       store(y + c, act<silu_follows>(z), rest);
     }
+    x = x + channels, y += channels;
   }
 }
 
@@ -225,11 +252,11 @@ struct PixelTiles {
   }
 };
 
-template <class T>
+template <class T, bool summed>
 FASTDIFF_INLINE void sum_tiles(const GroupNormSiluParams& p, const PixelTiles& tiles, float* sums,
                                std::int64_t begin, std::int64_t end) {
   for (std::int64_t tile = begin; tile < end; ++tile) {
-    pixel_sums(static_cast<const T*>(p.x) + tiles.element(tile), tiles.pixels(tile), p.channels,
+    pixel_sums(input<T, summed>(p) + tiles.element(tile), tiles.pixels(tile), p.channels,
                sums + tile * 3 * p.channels);
   }
 }
@@ -244,7 +271,8 @@ void merge_tiles(const GroupNormSiluParams& p, const PixelTiles& tiles, const fl
       const std::int64_t tile = sample * tiles.per_sample + i;
       const float* row = sums + tile * 3 * C;
       for (std::int64_t c = group * depth; c < (group + 1) * depth; ++c) {
-        moments.add({row[c], row[C + c], row[2 * C + c]}, static_cast<double>(tiles.pixels(tile)));
+        moments.add({row[c], row[C + c], row[2 * C + c]}, static_cast<double>(tiles.pixels(tile)),
+                    entry(p.added, sample, c, 0));
       }
     }
     const double rstd = keep_statistics(p, sample * p.groups + group, moments);
@@ -256,12 +284,12 @@ void merge_tiles(const GroupNormSiluParams& p, const PixelTiles& tiles, const fl
   }
 }
 
-template <class T>
+template <class T, bool summed>
 FASTDIFF_INLINE void apply_tiles(const GroupNormSiluParams& p, const PixelTiles& tiles,
                                  const float* affines, std::int64_t begin, std::int64_t end) {
   const std::int64_t C = p.channels;
   for (std::int64_t tile = begin; tile < end; ++tile) {
-    const T* x = static_cast<const T*>(p.x) + tiles.element(tile);
+    const auto x = input<T, summed>(p) + tiles.element(tile);
     T* y = static_cast<T*>(p.y) + tiles.element(tile);
     const float* row = affines + tiles.sample(tile) * 3 * C;
     const std::int64_t pixels = tiles.pixels(tile);
@@ -275,16 +303,18 @@ FASTDIFF_INLINE void apply_tiles(const GroupNormSiluParams& p, const PixelTiles&
 #define FASTDIFF_DEFINE_KERNELS(T)                                                            \
   FASTDIFF_CPU_CLONES void slabs_##T(const GroupNormSiluParams& p, std::int64_t begin,        \
                                      std::int64_t end) {                                      \
-    slabs<T>(p, begin, end);                                                                  \
+    p.residual ? slabs<T, true>(p, begin, end) : slabs<T, false>(p, begin, end);              \
   }                                                                                           \
   FASTDIFF_CPU_CLONES void sum_tiles_##T(const GroupNormSiluParams& p, const PixelTiles& t,   \
                                          float* sums, std::int64_t begin, std::int64_t end) { \
-    sum_tiles<T>(p, t, sums, begin, end);                                                     \
+    p.residual ? sum_tiles<T, true>(p, t, sums, begin, end)                                   \
+               : sum_tiles<T, false>(p, t, sums, begin, end);                                 \
   }                                                                                           \
   FASTDIFF_CPU_CLONES void apply_tiles_##T(const GroupNormSiluParams& p, const PixelTiles& t, \
                                            const float* affines, std::int64_t begin,          \
                                            std::int64_t end) {                                \
-    apply_tiles<T>(p, t, affines, begin, end);                                                \
+    p.residual ? apply_tiles<T, true>(p, t, affines, begin, end)                              \
+               : apply_tiles<T, false>(p, t, affines, begin, end);                            \
   }
 FASTDIFF_DEFINE_KERNELS(float)
 FASTDIFF_DEFINE_KERNELS(Float16)

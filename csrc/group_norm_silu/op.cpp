@@ -3,15 +3,10 @@
 
 #include <tuple>
 
+#include "../common/cuda_stream.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 #include "params.h"
-
-#ifdef FASTDIFF_CUDA
-// Weak, so that the library loads where torch has no CUDA.
-extern "C" __attribute__((weak)) AOTITorchError
-aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
-#endif
 
 namespace fastdiff {
 namespace {
@@ -35,7 +30,7 @@ bool is_channels_last(const Tensor& x) {
   return matches(0);
 }
 
-bool covered(const Tensor& x, const std::array<const MaybeTensor*, 4>& vectors) {
+bool covered(const Tensor& x, const std::array<const MaybeTensor*, 5>& vectors) {
   if (!kernel_dtype(x.scalar_type())) return false;
   for (const MaybeTensor* vector : vectors) {
     if (*vector && !kernel_dtype((*vector)->scalar_type())) return false;
@@ -50,23 +45,31 @@ ChannelVector channel_vector(const MaybeTensor& tensor) {
           tensor->stride(by_sample ? 1 : 0), *kernel_dtype(tensor->scalar_type())};
 }
 
+// `launch` tells whether it serves these sizes.
 template <class Launch>
 Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
             const MaybeTensor& bias, double eps, const MaybeTensor& scale, const MaybeTensor& shift,
-            bool silu, const Launch& launch) {
-  if (!covered(x, {&weight, &bias, &scale, &shift})) {
-    const auto [y, mean, rstd] =
-        reference<3>("fastdiff::group_norm_silu", x, groups, weight, bias, eps, scale, shift, silu);
+            bool silu, const MaybeTensor& residual, const Launch& launch) {
+  const bool by_channel = residual && residual->dim() < x.dim();
+  const bool same_dtype = !residual || by_channel || residual->scalar_type() == x.scalar_type();
+  const auto by_reference = [&]() -> Outputs {
+    const auto [y, mean, rstd] = reference<3>("fastdiff::group_norm_silu", x, groups, weight, bias,
+                                              eps, scale, shift, silu, residual);
     return {y, mean, rstd};
+  };
+  if (!same_dtype || !covered(x, {&weight, &bias, &scale, &shift, &residual})) {
+    return by_reference();
   }
   const std::int64_t N = x.size(0), C = x.size(1);
   STD_TORCH_CHECK(groups > 0 && C % groups == 0, "fastdiff::group_norm_silu: ", groups,
                   " groups do not divide ", C, " channels");
   const bool channels_last = is_channels_last(x);
-  const Tensor input = channels_last ? x : torch::stable::contiguous(x);
   const MemoryFormat format = !channels_last ? MemoryFormat::Contiguous
                               : x.dim() == 4 ? MemoryFormat::ChannelsLast
                                              : MemoryFormat::ChannelsLast3d;
+  const Tensor input = channels_last ? x : torch::stable::contiguous(x);
+  MaybeTensor like_input;
+  if (residual && !by_channel) like_input = torch::stable::contiguous(*residual, format);
   const auto like_x = [&](auto sizes, ScalarType dtype, MemoryFormat memory_format) {
     return torch::stable::empty(sizes, dtype, std::nullopt, x.device(), std::nullopt,
                                 memory_format);
@@ -75,53 +78,48 @@ Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
   Tensor y = like_x(x.sizes(), x.scalar_type(), format);
   Tensor mean = like_x(by_group, ScalarType::Float, MemoryFormat::Contiguous);
   Tensor rstd = like_x(by_group, ScalarType::Float, MemoryFormat::Contiguous);
-  if (x.numel() > 0) {
-    launch(GroupNormSiluParams{input.const_data_ptr(),
-                               y.mutable_data_ptr(),
-                               static_cast<float*>(mean.mutable_data_ptr()),
-                               static_cast<float*>(rstd.mutable_data_ptr()),
-                               nullptr,
-                               {},
-                               channel_vector(weight),
-                               channel_vector(bias),
-                               channel_vector(scale),
-                               channel_vector(shift),
-                               N,
-                               C,
-                               x.numel() / (N * C),
-                               groups,
-                               eps,
-                               *kernel_dtype(x.scalar_type()),
-                               channels_last,
-                               silu});
-  }
+  if (x.numel() == 0) return {y, mean, rstd};
+  const bool served = launch(GroupNormSiluParams{
+      input.const_data_ptr(), y.mutable_data_ptr(), static_cast<float*>(mean.mutable_data_ptr()),
+      static_cast<float*>(rstd.mutable_data_ptr()),
+      like_input ? like_input->const_data_ptr() : nullptr,
+      by_channel ? channel_vector(residual) : ChannelVector{}, channel_vector(weight),
+      channel_vector(bias), channel_vector(scale), channel_vector(shift), N, C, x.numel() / (N * C),
+      groups, eps, *kernel_dtype(x.scalar_type()), channels_last, silu});
+  if (!served) return by_reference();
   return {y, mean, rstd};
 }
 
 CallCounter cpu_calls("group_norm_silu.cpu");
 
 Outputs cpu(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias, double eps,
-            MaybeTensor scale, MaybeTensor shift, bool silu) {
-  return run(x, groups, weight, bias, eps, scale, shift, silu, [](const GroupNormSiluParams& p) {
-    cpu_calls.add();
-    group_norm_silu_cpu(p);
-  });
+            MaybeTensor scale, MaybeTensor shift, bool silu, MaybeTensor residual) {
+  return run(x, groups, weight, bias, eps, scale, shift, silu, residual,
+             [](const GroupNormSiluParams& p) {
+               cpu_calls.add();
+               group_norm_silu_cpu(p);
+               return true;
+             });
 }
 
 #ifdef FASTDIFF_CUDA
 CallCounter cuda_calls("group_norm_silu.cuda");
 
 Outputs cuda(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias, double eps,
-             MaybeTensor scale, MaybeTensor shift, bool silu) {
+             MaybeTensor scale, MaybeTensor shift, bool silu, MaybeTensor residual) {
   const auto device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  return run(x, groups, weight, bias, eps, scale, shift, silu, [&](const GroupNormSiluParams& p) {
-    void* stream = nullptr;
-    TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const auto launch = [&](GroupNormSiluParams p) {
+    const std::int64_t bytes = group_norm_silu_cuda_workspace(p);
+    if (bytes < 0) return false;
+    const Tensor workspace = torch::stable::new_empty(x, std::array{bytes}, ScalarType::Byte);
+    p.workspace = workspace.mutable_data_ptr();
     cuda_calls.add();
-    const char* error = group_norm_silu_cuda(p, stream);
+    const char* error = group_norm_silu_cuda(p, current_cuda_stream(device));
     STD_TORCH_CHECK(error == nullptr, "fastdiff::group_norm_silu: ", error);
-  });
+    return true;
+  };
+  return run(x, groups, weight, bias, eps, scale, shift, silu, residual, launch);
 }
 #endif
 

@@ -20,9 +20,13 @@ struct GroupNormSiluParams {
   double eps;
   DType dtype;  // of x and y
   bool channels_last, silu;
+  void* workspace = nullptr;  // of group_norm_silu_cuda_workspace bytes, on the device
 };
 
 void group_norm_silu_cpu(const GroupNormSiluParams& params);
+
+// Bytes that the kernels need on the current device; -1 where they do not cover these sizes.
+std::int64_t group_norm_silu_cuda_workspace(const GroupNormSiluParams& params);
 
 // Returns the error's text, or null. `stream` is a cudaStream_t of the current device.
 const char* group_norm_silu_cuda(const GroupNormSiluParams& params, void* stream);

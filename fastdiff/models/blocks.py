@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff.models.config import UNetConfig
-from fastdiff.ops import group_norm_silu
+from fastdiff.models.joined import Joined, join, lay_out
+from fastdiff.ops import attention_block, group_norm_silu
+
+KINDS = ("weight", "bias")
 
 
 class Norm(nn.GroupNorm):
-    """GroupNorm with, in the same pass, the AdaGN scale and shift and the SiLU that follow it."""
+    """GroupNorm with, in the same pass, the sum before it and the modulation and SiLU after it."""
 
     def forward(
         self,
@@ -22,11 +26,12 @@ class Norm(nn.GroupNorm):
         scale: Tensor | None = None,
         shift: Tensor | None = None,
         silu: bool = True,
+        residual: Tensor | None = None,
     ) -> Tensor:
-        """x [N, C, H, W]; scale and shift [N, C] -> [N, C, H, W]."""
+        """x [N, C, H, W]; scale, shift and residual [N, C] -> [N, C, H, W]."""
         return group_norm_silu(
             x, self.num_groups, self.weight, self.bias, self.eps,
-            scale=scale, shift=shift, silu=silu,
+            scale=scale, shift=shift, silu=silu, residual=residual,
         )  # fmt: skip
 
 
@@ -70,7 +75,7 @@ class ResidualBlock(nn.Module):
             scale, shift = time.chunk(2, dim=1)
             h = self.norm2(h, scale=scale, shift=shift)
         else:
-            h = self.norm2(h + time[:, :, None, None])
+            h = self.norm2(h, residual=time)
         h = self.conv2(self.dropout(h))
         x = self._resampled(x)
         if self.conv_shortcut is not None:
@@ -86,7 +91,11 @@ class ResidualBlock(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention among the positions of a feature map, added to it (Ho et al. 2020)."""
+    """Self-attention among the positions of a feature map, added to it (Ho et al. 2020).
+
+    The weights of `to_q`, `to_k` and `to_v` lie one behind the other in one tensor, and their
+    biases in another, so that inference joins them without a copy.
+    """
 
     def __init__(
         self, config: UNetConfig, channels: int, groups: int | None, *, residual_scale: float
@@ -99,18 +108,40 @@ class Attention(nn.Module):
         self.to_k = nn.Linear(channels, channels)
         self.to_v = nn.Linear(channels, channels)
         self.to_out = nn.ModuleList([nn.Linear(channels, channels)])
+        self._joined: dict[str, Joined] = {}
+        self._lay_out()
+        self.register_load_state_dict_post_hook(Attention._lay_out)  # type: ignore[no-untyped-call]
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C, H, W]."""
-        h = x if self.group_norm is None else self.group_norm(x, silu=False)
-        tokens = h.flatten(2).transpose(1, 2)
-        q, k, v = (
-            project(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
-            for project in (self.to_q, self.to_k, self.to_v)
+        norm = self.group_norm
+        weight, bias, groups, eps = (
+            (None, None, None, 0.0)
+            if norm is None
+            else (norm.weight, norm.bias, norm.num_groups, norm.eps)
         )
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        h = self.to_out[0](mixed).transpose(1, 2).unflatten(2, x.shape[2:])
-        return residual_sum(x, h, self.residual_scale)
+        qkv_weight, qkv_bias = (join(self._qkv(kind), self._joined[kind]) for kind in KINDS)
+        proj_weight, proj_bias = (getattr(self.to_out[0], kind) for kind in KINDS)
+        return attention_block(
+            x, weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias,
+            groups=groups, group_norm_eps=eps, heads=self.heads, residual_scale=self.residual_scale,
+        )  # fmt: skip
+
+    def _qkv(self, kind: str) -> list[nn.Parameter]:
+        return [getattr(layer, kind) for layer in (self.to_q, self.to_k, self.to_v)]
+
+    def _lay_out(self, *_: Any) -> None:
+        for kind in KINDS:
+            self._joined[kind] = lay_out(self._qkv(kind), self._joined.get(kind))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Attention:
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        self._lay_out()  # .to() and its like have given each parameter a tensor of its own
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self._lay_out()  # so have copy.deepcopy and pickle
 
 
 class Downsample(nn.Module):

@@ -1,8 +1,19 @@
 """fastdiff's ops: each a reference in PyTorch, with native kernels where they are installed."""
 
+from ._library import use_reference
+from .attention_block import attention_block, attention_block_folded, fold_single_head
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
 from .philox_normal import philox_normal
 from .q_sample import q_sample
 
-__all__ = ["denoise_step", "group_norm_silu", "philox_normal", "q_sample"]
+__all__ = [
+    "attention_block",
+    "attention_block_folded",
+    "denoise_step",
+    "fold_single_head",
+    "group_norm_silu",
+    "philox_normal",
+    "q_sample",
+    "use_reference",
+]

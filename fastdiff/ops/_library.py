@@ -8,6 +8,7 @@ dispatcher then picks by the tensor's device.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib
@@ -16,7 +17,7 @@ import inspect
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,10 @@ import torch
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _ops: dict[str, torch._ops.OpOverload] = {}
 _triton_ops: set[str] = set()
+_composite_ops: set[str] = set()
+_turned_to_reference: set[str] = set()
 _triton_calls: Counter[str] = Counter()
+_composite_calls: Counter[tuple[str, str]] = Counter()
 
 
 def define(
@@ -33,10 +37,12 @@ def define(
     *,
     reference: Callable[..., Any],
     fake: Callable[..., Any],
+    composite: Callable[..., Any] | None = None,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
-) -> torch._ops.OpOverload:
-    """Define the op `fastdiff::<name>` and return it.
+) -> Callable[..., Any]:
+    """Define the op `fastdiff::<name>` and return what calls it, or its reference as
+    `use_reference` asks.
 
     Args:
         schema: `name(Tensor x, int n, ...) -> Tensor`, in the grammar of `torch.library`. An op
@@ -46,6 +52,8 @@ def define(
             as the overload `<name>.reference`, to which native kernels hand the inputs they do not
             cover. A Triton kernel is the function `<name>` in the `triton.py` beside it.
         fake: shapes, strides and dtypes of the outputs, without data.
+        composite: PyTorch code over other ops that is faster than the reference, and serves CPU and
+            CUDA tensors in its stead. Its first argument is a tensor.
         backward, setup_context: as for `torch.library.register_autograd`. An op without a backward
             raises `NotImplementedError` when a gradient is asked of it.
     """
@@ -57,17 +65,47 @@ def define(
     if _triton_source(reference) and _triton_found():
         _library.impl(name, _triton_kernel(name, reference), "CUDA")
         _triton_ops.add(name)
+    if composite is not None:
+        composite = _counted(name, composite)
+        for device in ("CPU", "CUDA"):
+            _library.impl(name, composite, device)
+        _composite_ops.add(name)
     op = _ops[name] = getattr(torch.ops.fastdiff, name).default
     if op._schema.is_mutable:
         _guard_in_place(op)
-        return op
-    torch.library.register_autograd(
-        f"fastdiff::{name}",
-        backward or _refuse_gradient(op),
-        setup_context=setup_context,
-        lib=_library,
-    )
-    return op
+    else:
+        torch.library.register_autograd(
+            f"fastdiff::{name}",
+            backward or _refuse_gradient(op),
+            setup_context=setup_context,
+            lib=_library,
+        )
+    served = op if composite is None else _dispatched_for_gradients(op, composite)
+
+    def call(*args: Any) -> Any:
+        return reference(*args) if name in _turned_to_reference else served(*args)
+
+    return call
+
+
+@contextlib.contextmanager
+def use_reference(*names: str) -> Iterator[None]:
+    """Within it the named ops, or all of them, are their references: values and gradients.
+
+    It holds for the whole process, and for what `torch.compile` has compiled before.
+
+    Raises:
+        ValueError: no op has such a name.
+    """
+    if unknown := set(names) - _ops.keys():
+        known = ", ".join(sorted(_ops))
+        raise ValueError(f"there is no op {sorted(unknown)[0]!r}; there are {known}")
+    before = set(_turned_to_reference)
+    _turned_to_reference.update(names or _ops)
+    try:
+        yield
+    finally:
+        _turned_to_reference.intersection_update(before)
 
 
 def ops() -> dict[str, torch._ops.OpOverload]:
@@ -76,8 +114,20 @@ def ops() -> dict[str, torch._ops.OpOverload]:
 
 
 def native_kernel(op: str, device: str) -> bool:
-    """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA") beside the reference."""
+    """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA"), not PyTorch code."""
+    if op in _composite_ops or not torch._C._dispatch_has_kernel(f"fastdiff::{op}"):
+        return False
     return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op}", device))
+
+
+def composite_kernel(op: str) -> bool:
+    """Whether CPU and CUDA tensors are served by a composite of other ops."""
+    return op in _composite_ops
+
+
+def composite_calls(op: str, device: str) -> int:
+    """How many calls the composite of `op` for `device` has served in this process."""
+    return _composite_calls[op, device]
 
 
 def triton_kernel(op: str) -> bool:
@@ -133,6 +183,28 @@ def _triton_kernel(name: str, reference: Callable[..., Any]) -> Callable[..., An
         return result
 
     return kernel
+
+
+def _counted(name: str, composite: Callable[..., Any]) -> Callable[..., Any]:
+    def kernel(x: torch.Tensor, *args: Any) -> Any:
+        _composite_calls[name, "CPU" if x.is_cpu else "CUDA"] += 1
+        return composite(x, *args)
+
+    return kernel
+
+
+def _dispatched_for_gradients(
+    op: torch._ops.OpOverload, composite: Callable[..., Any]
+) -> Callable[..., Any]:
+    """The op, less its dispatch (20 us) where the composite's own calls need none around them."""
+
+    def call(x: torch.Tensor, *args: Any) -> Any:
+        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not (x.is_cpu or x.is_cuda):
+            return op(x, *args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return composite(x, *args)
+
+    return call
 
 
 def _triton_source(reference: Callable[..., Any]) -> bool:

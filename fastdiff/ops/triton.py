@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -11,8 +12,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024
+LARGE_SAMPLE = 2**14
+MOST_PROGRAMS = 65535  # along a grid's second axis
 SINGLE_OR_HALF = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@functools.cache
+def check_bits(compute_capability: int, version: str) -> None:
+    """Raise RuntimeError where this triton would change the noise's bits."""
+    if compute_capability >= 10 and version.startswith("3.6."):
+        raise RuntimeError(
+            f"triton {version} fuses packed products and sums on compute capability "
+            f"{compute_capability}.x, which changes the noise's bits: install triton 3.7 or newer"
+        )
 
 
 def walkable(x: Tensor) -> bool:
@@ -34,9 +46,17 @@ def laid_like(tensor: Tensor, like: Tensor) -> Tensor:
     return torch.empty_like(like, dtype=tensor.dtype).copy_(tensor)
 
 
-def tiles_of_sample(x: Tensor) -> int:
-    """How many tiles of BLOCK elements a sample of x [N, ...] takes."""
-    return triton.cdiv(math.prod(x.shape[1:]), BLOCK)
+def block_of(x: Tensor, others: int = 0) -> int:
+    """Elements a program takes: more in large samples, where `others` leave registers for them."""
+    return 2048 if math.prod(x.shape[1:]) >= LARGE_SAMPLE and others == 0 else 1024
+
+
+def grid_of(x: Tensor, block: int) -> tuple[int, int, int]:
+    """A program for each sample of x [N, ...] and block of elements in it; some may be empty."""
+    if x.is_cuda:
+        check_bits(torch.cuda.get_device_capability(x.device)[0], triton.__version__)
+    tiles = triton.cdiv(math.prod(x.shape[1:]), block)
+    return len(x), min(tiles, MOST_PROGRAMS), triton.cdiv(tiles, MOST_PROGRAMS)
 
 
 def vector(*tensors: Tensor | None) -> int:
@@ -45,10 +65,10 @@ def vector(*tensors: Tensor | None) -> int:
 
 
 @triton.jit
-def tile_of_sample(tiles, BLOCK: tl.constexpr):
+def tile_of_sample(BLOCK: tl.constexpr):
     """This program's sample, and the first element of its tile in there, both int64."""
-    program = tl.program_id(0)
-    return (program // tiles).to(tl.int64), (program % tiles).to(tl.int64) * BLOCK
+    tile = tl.program_id(2).to(tl.int64) * tl.num_programs(1) + tl.program_id(1)
+    return tl.program_id(0).to(tl.int64), tile * BLOCK
 
 
 @triton.jit

@@ -13,6 +13,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from fastdiff.models import UNet
+from fastdiff.ops import _library, use_reference
+from tests.judge import assert_close_by_law4
 
 from .unets import ADM, CIFAR10, SMALL, distance, peer, randomised, rms
 
@@ -74,6 +76,28 @@ def test_float64_judges_it_as_exact_as_diffusers(name: str) -> None:
         # Both make the sines of t in float32, where the order of operations differs by an ulp.
         assert distance(unet.double()(x.double(), t, labels), truth) < 1e-7
     assert rms(ours_single, truth) <= 2 * rms(theirs_single, truth)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("name", ["cifar10", "adm"])
+def test_fused_ops_are_as_exact_as_their_references(
+    name: str, memory_format: torch.memory_format
+) -> None:
+    unet = randomised(UNet(**CONFIGS[name])).to(memory_format=memory_format)
+    x, t, labels = inputs(unet, batch=1)
+    x = x.contiguous(memory_format=memory_format)
+
+    def plain(x: Tensor) -> Tensor:
+        with use_reference():
+            return unet.to(x.dtype)(x, t, labels)
+
+    with torch.no_grad():
+        before = _library.native_calls("group_norm_silu", "CPU")
+        fused = unet(x, t, labels)
+        calls = _library.native_calls("group_norm_silu", "CPU") - before
+        assert_close_by_law4(fused, plain, x)
+        assert (calls > 0) == _library.native_kernel("group_norm_silu", "CPU")
+        assert _library.native_calls("group_norm_silu", "CPU") == before + calls
 
 
 def test_embedded_classes_can_be_handed_in() -> None:

@@ -41,11 +41,14 @@ def judge(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     silu: bool = True,
+    residual: Tensor | None = None,
     calls: int = 1,
 ) -> None:
     with native_kernel_serves(calls):
-        y = group_norm_silu(x, groups, weight, bias, 1e-6, scale=scale, shift=shift, silu=silu)
-    assert_close_by_law4(y, plain, x, groups, weight, bias, 1e-6, scale, shift, silu)
+        y = group_norm_silu(
+            x, groups, weight, bias, 1e-6, scale=scale, shift=shift, silu=silu, residual=residual
+        )
+    assert_close_by_law4(y, plain, x, groups, weight, bias, 1e-6, scale, shift, silu, residual)
 
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -107,6 +110,7 @@ def test_kernel_by_law4(
     dtype=st.sampled_from(LOW),
     parameter_dtype=st.sampled_from(LOW),
     present=st.lists(st.booleans(), min_size=4, max_size=4),
+    residual=st.sampled_from([None, "by channel", "as x"]),
     channels_last=st.booleans(),
     silu=st.booleans(),
     offset=st.sampled_from([0.0, -3.0, 100.0]),
@@ -120,6 +124,7 @@ def test_any_shape_by_law4(
     dtype: torch.dtype,
     parameter_dtype: torch.dtype,
     present: list[bool],
+    residual: str | None,
     channels_last: bool,
     silu: bool,
     offset: float,
@@ -135,7 +140,12 @@ def test_any_shape_by_law4(
         randn(*shape, dtype=parameter_dtype, seed=seed + 1 + i) if there else None
         for i, (shape, there) in enumerate(zip(shapes, present, strict=True))
     ]
-    judge(x, groups, *parameters, silu=silu)
+    added = None
+    if residual == "as x":
+        added = randn(*x.shape, dtype=dtype, seed=seed + 5)
+    elif residual == "by channel":
+        added = randn(batch, C, dtype=parameter_dtype if spatial else dtype, seed=seed + 5) * 3
+    judge(x, groups, *parameters, silu=silu, residual=added)
 
 
 @pytest.mark.parametrize("dtype", LOW)
@@ -274,6 +284,18 @@ def test_gradients_of_the_kernel_by_law4(
         assert_close_by_law4(actual, lambda *i, k=index: gradient(eager, k, *i), x, *parameters)
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_of_the_parameters_alone(memory_format: torch.memory_format) -> None:
+    x = randn(2, 24, 4, 5).contiguous(memory_format=memory_format)
+    weight, bias = randn(24, seed=1).requires_grad_(), randn(24, seed=2).requires_grad_()
+    found = torch.autograd.grad(
+        group_norm_silu(x, 8, weight, bias, 1e-5).square().sum(), (weight, bias)
+    )
+    # Eager PyTorch 2.13 itself crashes on the channels-last one.
+    expected = F.silu(F.group_norm(x.contiguous(), 8, weight, bias, 1e-5)).square().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, (weight, bias)))
+
+
 def test_second_gradient_is_refused() -> None:
     x = randn(1, 4, 3, 3).requires_grad_()
     (grad,) = torch.autograd.grad(
@@ -289,8 +311,8 @@ def test_opcheck(memory_format: torch.memory_format, dtype: torch.dtype) -> None
     x = randn(2, 8, 5, 3, dtype=dtype).contiguous(memory_format=memory_format).requires_grad_()
     weight = randn(8, dtype=dtype).requires_grad_()
     scale, shift = randn(2, 16, dtype=dtype).chunk(2, dim=1)
-    torch.library.opcheck(OP, (x, 4, weight, None, 1e-5, scale, shift, True))
-    torch.library.opcheck(OP, (x.detach()[:, :, 1:], 4, None, None, 1e-5, None, None, False))
+    torch.library.opcheck(OP, (x, 4, weight, None, 1e-5, scale, shift, True, None))
+    torch.library.opcheck(OP, (x.detach()[:, :, 1:], 4, None, None, 1e-5, None, None, False, None))
 
 
 def test_compiles_whole() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -105,6 +108,42 @@ def test_philox_gives_random123s_known_answers(
     words = reference.philox(tuple(indices(c) for c in counter), key)
     assert tuple(int(w) for w in words) == result
     assert tuple(philox_scalar(counter, key)) == result
+
+
+VECTORS = json.loads(Path(__file__).with_name("philox_normal_vectors.json").read_text())
+
+
+@pytest.mark.parametrize("row", VECTORS)
+def test_vectors_are_what_the_scalar_rewrite_gives(row: dict[str, Any]) -> None:
+    for element, word in enumerate(row["float32"], row["first"]):
+        z = normal_scalar(
+            int(row["seed"]), row["sample_index"], row["draw"], row["stream"], element
+        )
+        assert f"{int(z.view(np.uint32)):08x}" == word
+
+
+def normals_of(row: dict[str, Any], device: str = "cpu") -> list[str]:
+    """The words of a row of the vector file, by the op."""
+    shape = (1, row["first"] + len(row["float32"]))
+    index = indices(row["sample_index"]).to(device)
+    z = philox_normal(
+        shape, int(row["seed"]), sample_index=index, draw=row["draw"], stream=row["stream"]
+    )
+    return [f"{word % 2**32:08x}" for word in bits(z[0, row["first"] :]).tolist()]
+
+
+@pytest.mark.parametrize("row", [row for row in VECTORS if row["first"] < 2**24])
+def test_vectors_are_what_the_op_gives(row: dict[str, Any]) -> None:
+    assert normals_of(row) == row["float32"]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("row", VECTORS)
+def test_vectors_are_what_a_gpu_gives(row: dict[str, Any]) -> None:
+    calls = _library.native_calls("philox_normal", "CUDA")
+    assert normals_of(row, "cuda") == row["float32"]
+    assert _library.native_calls("philox_normal", "CUDA") == calls + 1
 
 
 @settings(deadline=None)

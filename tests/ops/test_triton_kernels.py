@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 import re
 import subprocess
@@ -23,6 +24,8 @@ OPS = ["philox_normal", "q_sample", "denoise_step", "denoise_step_"]
 def run_kernels(**environment: str) -> None:
     """Run triton_kernels.py; not one of its tests may be skipped."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--no-header"]
+    if environment["TRITON_INTERPRET"] == "0" and importlib.util.find_spec("xdist"):
+        command += ["-n", "8"]  # compiling is most of it
     done = subprocess.run(
         [*command, "tests/ops/triton_kernels.py"],
         cwd=ROOT,
@@ -84,6 +87,14 @@ def test_a_broken_triton_costs_speed_alone(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("FASTDIFF_STRICT", "1")
     with pytest.raises(RuntimeError, match="FASTDIFF_STRICT=0 allows it"):
         kernel(torch.ones(2))
+
+
+def test_a_triton_that_changes_bits_is_refused() -> None:
+    check_bits = importlib.import_module("fastdiff.ops.triton").check_bits
+    with pytest.raises(RuntimeError, match=r"triton 3\.6\.0 fuses .* install triton 3\.7 or newer"):
+        check_bits(10, "3.6.0")
+    check_bits(9, "3.6.0")
+    check_bits(10, "3.7.0")
 
 
 def test_memory_running_out_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

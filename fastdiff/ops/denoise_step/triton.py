@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..philox_normal.triton import normal_tile
 from ..triton import (
-    BLOCK,
+    block_of,
     channels_last,
+    grid_of,
     laid_like,
     offsets,
     tile_of_sample,
-    tiles_of_sample,
     vector,
     walkable,
 )
@@ -65,9 +65,9 @@ def _launch(
     model_input = torch.empty_like(x_t, dtype=model_dtype) if model_dtype else None
     if not channels_last(model_output):
         model_output = model_output.contiguous()
-    tiles = tiles_of_sample(x_t)
+    block = block_of(x_t, (uncond_output is not None) + (x_start_before is not None))
     if x_t.numel():
-        _denoise_step[(len(x_t) * tiles,)](
+        _denoise_step[grid_of(x_t, block)](
             x_prev,
             pred,
             model_input,
@@ -87,19 +87,20 @@ def _launch(
             math.prod(x_t.shape[1:]),
             math.prod(x_t.shape[2:]),
             x_t.shape[1],
-            tiles,
             LEARNED=model_output.shape[1] > x_t.shape[1],
             X_LAST=channels_last(x_t),
             OUT_LAST=channels_last(model_output),
-            BLOCK=BLOCK,
+            BLOCK=block,
             VECTOR=vector(x_t, model_output, x_start_before, noise, model_input),
             enable_fp_fusion=False,
         )
-    none = x_t.new_empty(0)
-    return none if pred is None else pred, none if model_input is None else model_input
+    return (
+        x_t.new_empty(0) if pred is None else pred,
+        x_t.new_empty(0) if model_input is None else model_input,
+    )
 
 
-@triton.jit(do_not_specialize=["stream", "tiles"])
+@triton.jit(do_not_specialize=["stream"])
 def _denoise_step(
     x_prev,
     pred_x_start,
@@ -120,7 +121,6 @@ def _denoise_step(
     elements,
     plane,
     channels,
-    tiles,
     LEARNED: tl.constexpr,
     X_LAST: tl.constexpr,
     OUT_LAST: tl.constexpr,
@@ -128,7 +128,7 @@ def _denoise_step(
     VECTOR: tl.constexpr,
 ):
     HALVES: tl.constexpr = 2 if LEARNED else 1
-    sample, start = tile_of_sample(tiles, BLOCK)
+    sample, start = tile_of_sample(BLOCK)
     mask = start + tl.arange(0, BLOCK) < elements
     at = sample * elements + offsets(start, plane, channels, X_LAST, BLOCK)
     out_at = offsets(start, plane, channels * HALVES, OUT_LAST, BLOCK)

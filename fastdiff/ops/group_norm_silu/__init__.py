@@ -1,4 +1,4 @@
-"""`group_norm_silu`: group normalisation, an optional modulation and SiLU in one pass."""
+"""`group_norm_silu`: an optional sum, group normalisation, modulation and SiLU in one pass."""
 
 from __future__ import annotations
 
@@ -25,12 +25,13 @@ def group_norm_silu(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     silu: bool = True,
+    residual: Tensor | None = None,
 ) -> Tensor:
-    """`act((1 + scale) * (weight * (x - mean) * rstd + bias) + shift)`, statistics by group.
+    """`act((1 + scale) * (weight * (h - mean) * rstd + bias) + shift)` of `h = x + residual`.
 
     Wu and He, "Group Normalization" (2018), eq. 1 to 4; with scale and shift the AdaGN of Dhariwal
-    and Nichol, "Diffusion Models Beat GANs" (2021), section 3. Statistics are taken in float32
-    (float64 for float64 input), whatever the dtype of `x`.
+    and Nichol, "Diffusion Models Beat GANs" (2021), section 3. The sum and each group's statistics
+    are taken in float32 (float64 for float64 input), whatever the dtype of `x`.
 
     Args:
         x: [N, C, *spatial], floating point. The output keeps its dtype, and its memory format where
@@ -40,13 +41,15 @@ def group_norm_silu(
         group_norm_eps: added to the variance.
         scale, shift: [N, C] or None, any floating dtype; strided views are read where they lie.
         silu: whether SiLU follows.
+        residual: None, a bias by sample and channel, taken as scale and shift are, or a tensor of
+            x's shape and dtype.
 
     Raises:
-        TypeError: a tensor is not of a floating dtype.
+        TypeError: a tensor is not of a floating dtype, or a residual of x's shape not of x's dtype.
         ValueError: a shape, a device or `groups` does not fit.
     """
-    _check(x, groups, weight, bias, scale, shift)
-    return _op(x, groups, weight, bias, group_norm_eps, scale, shift, silu)[0]
+    _check(x, groups, weight, bias, scale, shift, residual)
+    return _op(x, groups, weight, bias, group_norm_eps, scale, shift, silu, residual)[0]
 
 
 def _check(
@@ -56,6 +59,7 @@ def _check(
     bias: Tensor | None,
     scale: Tensor | None,
     shift: Tensor | None,
+    residual: Tensor | None,
 ) -> None:
     if x.dim() < 2:
         raise ValueError(f"x has shape {list(x.shape)}; group_norm_silu takes [N, C, *spatial]")
@@ -64,19 +68,27 @@ def _check(
     N, C = x.shape[:2]
     if groups < 1 or C % groups:
         raise ValueError(f"groups is {groups}, which does not divide the {C} channels of x")
-    expected = {"weight": (weight, [C]), "bias": (bias, [C])}
-    expected |= {"scale": (scale, [N, C]), "shift": (shift, [N, C])}
-    for name, (p, shape) in expected.items():
-        if p is None:
-            continue
-        if list(p.shape) != shape:
-            raise ValueError(
-                f"{name} has shape {list(p.shape)}; for x of shape {list(x.shape)} give {shape}"
-            )
-        if not p.is_floating_point():
-            raise TypeError(f"{name} is {p.dtype}; give a floating dtype")
-        if p.device != x.device:
-            raise ValueError(f"{name} is on {p.device} and x on {x.device}; move one to the other")
+    _check_parameter("weight", weight, x, (C,))
+    _check_parameter("bias", bias, x, (C,))
+    _check_parameter("scale", scale, x, (N, C))
+    _check_parameter("shift", shift, x, (N, C))
+    _check_parameter("residual", residual, x, (N, C), x.shape)
+    if residual is not None and residual.shape == x.shape and residual.dtype != x.dtype:
+        raise TypeError(f"residual is {residual.dtype} and x {x.dtype}; convert one to the other")
+
+
+def _check_parameter(name: str, p: Tensor | None, x: Tensor, *shapes: tuple[int, ...]) -> None:
+    if p is None:
+        return
+    if p.shape not in shapes:
+        wanted = " or ".join(str(list(shape)) for shape in dict.fromkeys(shapes))
+        raise ValueError(
+            f"{name} has shape {list(p.shape)}; for x of shape {list(x.shape)} give {wanted}"
+        )
+    if not p.is_floating_point():
+        raise TypeError(f"{name} is {p.dtype}; give a floating dtype")
+    if p.device != x.device:
+        raise ValueError(f"{name} is on {p.device} and x on {x.device}; move one to the other")
 
 
 def _fake(x: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -86,27 +98,31 @@ def _fake(x: Tensor, groups: int, *_: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, ctx.groups, weight, bias, ctx.eps, scale, shift, ctx.silu = inputs
+    x, ctx.groups, weight, bias, ctx.eps, scale, shift, ctx.silu, residual = inputs
     _, mean, rstd = output
     ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, weight, bias, scale, shift, mean, rstd)
+    ctx.save_for_backward(x, weight, bias, scale, shift, residual, mean, rstd)
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     """Chain rule through SiLU and the modulation; ATen's closed form through the normalisation.
 
-    The activation's input is computed again, so nothing of x's size is saved beside x.
+    The sum and the activation's input are computed again, so nothing of x's size is saved beside x
+    and a residual of its shape.
     """
-    x, *params, mean, rstd = ctx.saved_tensors
+    x, *params, residual, mean, rstd = ctx.saved_tensors
     weight, bias, scale, shift = (None if p is None else p.to(mean.dtype) for p in params)
-    need_x, _, need_weight, need_bias, _, need_scale, need_shift, _ = ctx.needs_input_grad
+    (need_x, _, need_weight, need_bias, _, need_scale, need_shift, _, need_residual) = (
+        ctx.needs_input_grad
+    )
     # ATen's kernel walks both by one layout, and takes channels-last on the CPU alone.
     layout = reference.memory_format(x) if x.is_cpu else torch.contiguous_format
-    wide, grad = (a.to(mean.dtype).contiguous(memory_format=layout) for a in (x, grad))
+    h = reference.plus(x.to(mean.dtype), residual)
+    wide, grad = (a.to(mean.dtype).contiguous(memory_format=layout) for a in (h, grad))
     N, C = x.shape[:2]
 
     if ctx.silu:
-        z = _op(wide, ctx.groups, weight, bias, ctx.eps, scale, shift, False)[0]
+        z = _op(wide, ctx.groups, weight, bias, ctx.eps, scale, shift, False, None)[0]
         grad = torch.ops.aten.silu_backward(grad, z)
 
     spatial = tuple(range(2, x.dim()))
@@ -123,16 +139,23 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         grad = grad * per_channel(1 + scale, x)
     if weight is None:  # ATen gives the gradient of a bias only beside a weight
         weight = mean.new_ones(C)
-    grad_x, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
+    # Where h needs no gradient, ATen's channels-last kernel writes one through a null pointer.
+    grad_h, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
         grad, wide, mean, rstd, weight, N, C, math.prod(x.shape[2:]), ctx.groups,
-        [need_x, need_weight, need_bias],
+        [True, need_weight, need_bias],
     )  # fmt: skip
     grads = (grad_weight, grad_bias, grad_scale, grad_shift)
     grad_weight, grad_bias, grad_scale, grad_shift = (
         None if g is None else g.to(p.dtype) for g, p in zip(grads, params, strict=True)
     )
-    grad_x = None if grad_x is None else grad_x.to(x.dtype)
-    return grad_x, None, grad_weight, grad_bias, None, grad_scale, grad_shift, None
+    grad_x = grad_h.to(x.dtype) if need_x else None
+    grad_residual = None
+    if need_residual:
+        summed = grad_h if residual.shape == x.shape else _sum(grad_h, spatial)
+        grad_residual = summed.to(residual.dtype)
+    return (
+        grad_x, None, grad_weight, grad_bias, None, grad_scale, grad_shift, None, grad_residual
+    )  # fmt: skip
 
 
 def _sum(grad: Tensor, spatial: tuple[int, ...]) -> Tensor:
@@ -141,7 +164,7 @@ def _sum(grad: Tensor, spatial: tuple[int, ...]) -> Tensor:
 
 _op = _library.define(
     "group_norm_silu(Tensor x, int groups, Tensor? weight, Tensor? bias, float group_norm_eps, "
-    "Tensor? scale, Tensor? shift, bool silu) -> (Tensor, Tensor, Tensor)",
+    "Tensor? scale, Tensor? shift, bool silu, Tensor? residual) -> (Tensor, Tensor, Tensor)",
     reference=reference.group_norm_silu,
     fake=_fake,
     backward=_backward,

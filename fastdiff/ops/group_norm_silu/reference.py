@@ -18,6 +18,7 @@ def group_norm_silu(
     scale: Tensor | None = None,
     shift: Tensor | None = None,
     silu: bool = True,
+    residual: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The output like `x`, and each group's mean and 1/std [N, groups] in `statistics_dtype(x)`.
 
@@ -29,7 +30,9 @@ def group_norm_silu(
         None if p is None else p.to(dtype) for p in (weight, bias, scale, shift)
     )
     N, C = x.shape[:2]
-    wide = x.to(dtype).contiguous()  # ATen's channels-last variance cancels for large offsets
+    wide = plus(
+        x.to(dtype), residual
+    ).contiguous()  # ATen's channels-last variance cancels for large offsets
     y, mean, rstd = torch.native_group_norm(
         wide, weight, bias, N, C, math.prod(x.shape[2:]), groups, group_norm_eps
     )
@@ -45,6 +48,14 @@ def group_norm_silu(
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which the statistics of `x` are taken."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def plus(x: Tensor, residual: Tensor | None) -> Tensor:
+    """`x` and a residual of its shape, or [N, C] by sample and channel; in the dtype of `x`."""
+    if residual is None:
+        return x
+    residual = residual.to(x.dtype)
+    return x + (residual if residual.shape == x.shape else per_channel(residual, x))
 
 
 def per_channel(p: Tensor, x: Tensor) -> Tensor:

@@ -15,9 +15,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..triton import BLOCK, tile_of_sample, tiles_of_sample, vector
+from ..triton import block_of, grid_of, tile_of_sample, vector
 from . import reference
 
+ROUNDS = tl.constexpr(reference.ROUNDS)
+MULTIPLIER_0, MULTIPLIER_1 = map(tl.constexpr, reference.MULTIPLIERS)
+KEY_STEP_0, KEY_STEP_1 = map(tl.constexpr, reference.KEY_STEPS)
 LN2 = tl.constexpr(reference.LN2)
 HALF_PI_2M30 = tl.constexpr(reference.HALF_PI_2M30)
 SQRT_HALF_BITS = tl.constexpr(reference.SQRT_HALF_BITS)
@@ -37,24 +40,23 @@ def philox_normal(
 ) -> Tensor:
     """As the reference."""
     out = torch.empty(shape, dtype=dtype, device=sample_index.device)
-    tiles = tiles_of_sample(out)
+    block = block_of(out)
     if out.numel():
-        _philox_normal[(shape[0] * tiles,)](
+        _philox_normal[grid_of(out, block)](
             out,
             seed,
             sample_index.contiguous(),
             draw.contiguous(),
             stream,
             math.prod(shape[1:]),
-            tiles,
-            BLOCK=BLOCK,
+            BLOCK=block,
             VECTOR=vector(out),
             enable_fp_fusion=False,
         )
     return out
 
 
-@triton.jit(do_not_specialize=["stream", "tiles"])
+@triton.jit(do_not_specialize=["stream"])
 def _philox_normal(
     out,
     seed,
@@ -62,11 +64,10 @@ def _philox_normal(
     draw,
     stream,
     elements,
-    tiles,
     BLOCK: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    sample, start = tile_of_sample(tiles, BLOCK)
+    sample, start = tile_of_sample(BLOCK)
     index, drawn = tl.load(sample_index + sample), tl.load(draw + sample)
     z = normal_tile(tl.load(seed), index, drawn, stream, start, BLOCK, VECTOR)
     at = start + tl.arange(0, BLOCK)
@@ -91,13 +92,23 @@ def normal_tile(seed, sample_index, draw, stream, start, BLOCK: tl.constexpr, VE
 @triton.jit
 def group_normals(seed, sample_index, draw, stream, group):
     """The four normals of each group of four elements; group uint32, the rest scalars."""
-    high = stream | ((sample_index >> 32) & 0xFFFF) << 16
-    w0, w1, w2, w3 = tl.philox(
-        seed, group, sample_index.to(tl.uint32), draw.to(tl.uint32), high.to(tl.uint32)
-    )
+    high = (stream | ((sample_index >> 32) & 0xFFFF) << 16).to(tl.uint32)
+    w0, w1, w2, w3 = philox(seed, group, sample_index.to(tl.uint32), draw.to(tl.uint32), high)
     z0, z1 = box_muller(w0, w1)
     z2, z3 = box_muller(w2, w3)
     return z0, z1, z2, z3
+
+
+@triton.jit
+def philox(seed, c0, c1, c2, c3):
+    """Philox4x32-10; tl.philox takes two instructions for a product where one gives both halves."""
+    k0, k1 = seed.to(tl.uint32), (seed >> 32).to(tl.uint32)
+    for _ in tl.static_range(ROUNDS):
+        p0, p1 = c0.to(tl.uint64) * MULTIPLIER_0, c2.to(tl.uint64) * MULTIPLIER_1
+        c0, c1 = (p1 >> 32).to(tl.uint32) ^ c1 ^ k0, p1.to(tl.uint32)
+        c2, c3 = (p0 >> 32).to(tl.uint32) ^ c3 ^ k1, p0.to(tl.uint32)
+        k0, k1 = k0 + KEY_STEP_0, k1 + KEY_STEP_1
+    return c0, c1, c2, c3
 
 
 @triton.jit
@@ -118,14 +129,21 @@ def log(u):
 
 @triton.jit
 def cos_sin_of_turn(word):
-    quadrant = word >> 30
     x = ((word & 0x3FFFFFFF).to(tl.int32) - 0x20000000).to(tl.float32) * HALF_PI_2M30
     y = x * x
     sin = x * y * horner(SIN, y) + x
     cos = y * horner(COS, y) + 1.0
-    odd = quadrant % 2 == 1
+    # Quadrants 1 and 3 swap the two; the cosine is negative in 1 and 2, the sine in 2 and 3.
+    odd = (word & 0x40000000) != 0
     a, b = tl.where(odd, sin, cos), tl.where(odd, cos, sin)
-    return tl.where((quadrant == 1) | (quadrant == 2), -a, a), tl.where(quadrant >= 2, -b, b)
+    return signed(a, word + 0x40000000), signed(b, word)
+
+
+@triton.jit
+def signed(value, word):
+    """The value negated where the word's highest bit is set."""
+    bits = value.to(tl.uint32, bitcast=True) ^ (word & 0x80000000)
+    return bits.to(tl.float32, bitcast=True)
 
 
 @triton.jit

@@ -13,12 +13,12 @@ from torch import Tensor
 
 from ..philox_normal.triton import normal_tile
 from ..triton import (
-    BLOCK,
+    block_of,
     channels_last,
+    grid_of,
     laid_like,
     offsets,
     tile_of_sample,
-    tiles_of_sample,
     vector,
     walkable,
 )
@@ -56,9 +56,9 @@ def q_sample(
     x_t = torch.empty_like(x_start)
     z = torch.empty_like(x_start) if return_noise else None
     target = torch.empty_like(x_start) if return_target else None
-    tiles = tiles_of_sample(x_start)
+    block = block_of(x_start)
     if x_start.numel():
-        _q_sample[(len(x_start) * tiles,)](
+        _q_sample[grid_of(x_start, block)](
             x_t,
             z,
             target,
@@ -73,17 +73,19 @@ def q_sample(
             math.prod(x_start.shape[1:]),
             math.prod(x_start.shape[2:]),
             x_start.shape[1] if x_start.ndim > 1 else 1,
-            tiles,
             LAST=channels_last(x_start),
-            BLOCK=BLOCK,
+            BLOCK=block,
             VECTOR=vector(x_start, noise),
             enable_fp_fusion=False,
         )
-    none = x_start.new_empty(0)
-    return x_t, none if z is None else z, none if target is None else target
+    return (
+        x_t,
+        x_start.new_empty(0) if z is None else z,
+        x_start.new_empty(0) if target is None else target,
+    )
 
 
-@triton.jit(do_not_specialize=["stream", "tiles"])
+@triton.jit(do_not_specialize=["stream"])
 def _q_sample(
     x_t,
     z_out,
@@ -99,12 +101,11 @@ def _q_sample(
     elements,
     plane,
     channels,
-    tiles,
     LAST: tl.constexpr,
     BLOCK: tl.constexpr,
     VECTOR: tl.constexpr,
 ):
-    sample, start = tile_of_sample(tiles, BLOCK)
+    sample, start = tile_of_sample(BLOCK)
     mask = start + tl.arange(0, BLOCK) < elements
     at = sample * elements + offsets(start, plane, channels, LAST, BLOCK)
     row = table + tl.load(t + sample) * COLUMNS

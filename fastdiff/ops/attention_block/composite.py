@@ -1,0 +1,85 @@
+"""The attention block composed of the fastest parts there are: fused norm, library products, SDPA.
+
+Between channels-last input and output nothing is copied or transposed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..group_norm_silu import group_norm_silu
+from ..group_norm_silu.reference import memory_format
+
+
+def attention_block(
+    x: Tensor,
+    norm_weight: Tensor | None,
+    norm_bias: Tensor | None,
+    qkv_weight: Tensor,
+    qkv_bias: Tensor | None,
+    proj_weight: Tensor,
+    proj_bias: Tensor | None,
+    groups: int,
+    group_norm_eps: float,
+    heads: int,
+    residual_scale: float,
+) -> Tensor:
+    """As the reference, of differentiable calls."""
+    with no_autocast(x):
+        tokens = normed_tokens(x, groups, norm_weight, norm_bias, group_norm_eps)
+        q, k, v = _qkv(tokens, qkv_weight, qkv_bias)
+        mixed = attend(q, k, v, heads)
+        return add_projection(x, mixed, proj_weight, proj_bias, residual_scale)
+
+
+def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
+    """Within it, calls on tensors of x's device keep their dtypes."""
+    if torch.is_autocast_enabled(x.device.type):
+        return torch.autocast(x.device.type, enabled=False)
+    return contextlib.nullcontext()
+
+
+def normed_tokens(
+    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> Tensor:
+    """The pixels of x [N, C, *spatial], normalised in groups unless that is 0, as [N, T, C]."""
+    n = group_norm_silu(x, groups, weight, bias, eps, silu=False) if groups else x
+    return n.flatten(2).transpose(1, 2).contiguous()
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """softmax(q k^T / sqrt(C / heads)) v head by head, of and to [N, T, C]."""
+    N, T, C = q.shape
+    q, k, v = (part.view(N, T, heads, C // heads).transpose(1, 2) for part in (q, k, v))
+    return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, T, C)
+
+
+def add_projection(
+    x: Tensor, mixed: Tensor, weight: Tensor, bias: Tensor | None, scale: float
+) -> Tensor:
+    """(x + mixed @ weight^T + bias) * scale, like x, for mixed [N, T, C]; the product sums."""
+    N, T, C = mixed.shape
+    if memory_format(x) is torch.contiguous_format:
+        y = x.reshape(N, C, T)
+        y = (y.clone() if bias is None else y + bias[:, None]).contiguous()
+        y.baddbmm_(weight.expand(N, C, C), mixed.transpose(1, 2), beta=scale, alpha=scale)
+        return y.view(x.shape)
+    rows = x.movedim(1, -1)
+    pixels = rows.shape
+    rows = rows.reshape(N * T, C)
+    rows = rows.clone() if bias is None else rows + bias
+    rows.addmm_(mixed.view(N * T, C), weight.t(), beta=scale, alpha=scale)
+    return rows.view(pixels).movedim(-1, 1)
+
+
+def _qkv(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
+    """q, k and v [N, T, C] by one product, or by three where SDPA repays whole rows."""
+    rows = tokens.shape[0] * tokens.shape[1]
+    if tokens.is_cpu and tokens.element_size() == 2 and rows > 512:  # measured: NOTES.md
+        biases = (None,) * 3 if bias is None else bias.chunk(3)
+        return tuple(F.linear(tokens, *part) for part in zip(weight.chunk(3), biases, strict=True))
+    return F.linear(tokens, weight, bias).chunk(3, dim=2)

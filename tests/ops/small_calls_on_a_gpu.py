@@ -1,0 +1,65 @@
+"""Small calls of every op on the GPU, for compute-sanitizer to watch; each must reach its kernel.
+
+compute-sanitizer --tool memcheck python -m tests.ops.small_calls_on_a_gpu
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from fastdiff.ops import _library, denoise_step, group_norm_silu, philox_normal, q_sample
+
+SHAPES = [(3, 2, 5, 7), (2, 6, 301), (2, 3, 16, 48)]
+FORMATS = [torch.contiguous_format, torch.channels_last]
+
+
+def images(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Iterator[Tensor]:
+    x = torch.rand(shape, device="cuda").to(dtype)
+    for memory_format in FORMATS[: 1 + (x.ndim == 4)]:
+        yield x.contiguous(memory_format=memory_format)
+
+
+def elementwise() -> None:
+    for shape in SHAPES:
+        index = torch.arange(shape[0], device="cuda")
+        philox_normal(shape, 7, sample_index=index)
+        for x in images(shape):
+            table = torch.rand(4, 4, dtype=torch.float64, device="cuda")
+            options = {"sample_index": index, "return_noise": True, "return_target": True}
+            q_sample(x, index, table, **options)
+            out = torch.cat([x, x], 1).bfloat16()
+            table = torch.rand(4, 9, dtype=torch.float64, device="cuda")
+            denoise_step(
+                x, out, index, table, uncond_output=out, guidance_scale=2.0, clip=1.0,
+                x_start_before=x, sample_index=index, return_pred_x_start=True,
+                model_dtype=torch.bfloat16,
+            )  # fmt: skip
+
+
+def group_norms() -> None:
+    sizes = [(2, 64, 5, 7), (1, 48, 16, 16), (2, 192, 9, 9), (1, 32, 130, 130), (1, 128, 32, 32)]
+    for shape in sizes:
+        for dtype in (torch.float32, torch.bfloat16):
+            for x in images(shape, dtype):
+                both = torch.rand(shape[0], 2 * shape[1], device="cuda")
+                scale, shift = both.chunk(2, 1)
+                weight = torch.rand(shape[1], device="cuda")
+                group_norm_silu(x, 16, weight, weight, 1e-6, scale=scale, shift=shift)
+
+
+def main() -> None:
+    with torch.no_grad():
+        elementwise()
+        group_norms()
+    torch.cuda.synchronize()
+    for op in ("philox_normal", "q_sample", "denoise_step", "group_norm_silu"):
+        calls = _library.native_calls(op, "CUDA")
+        print(f"{op}: {calls} calls of its kernel")
+        assert calls
+
+
+if __name__ == "__main__":
+    main()
