@@ -4,13 +4,10 @@
 
 #include <cstdint>
 
+#include "../common/cuda_stream.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 #include "params.h"
-
-// Weak, so that the library loads where torch has no CUDA.
-extern "C" __attribute__((weak)) AOTITorchError
-aoti_torch_get_current_cuda_stream(int32_t device_index, void** ret_stream);
 
 namespace fastdiff {
 namespace {
@@ -96,10 +93,8 @@ Tensor cuda(Tensor x, MaybeTensor norm_weight, MaybeTensor norm_bias, Tensor qkv
   if (x.numel() == 0) return y;
   STD_TORCH_CHECK(attention_block_takes(params), kOp, ": no kernel serves ", tokens, " tokens of ",
                   C, " channels in ", heads, " heads on this GPU");
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   cuda_calls.add();
-  const char* error = attention_block_cuda(params, stream);
+  const char* error = attention_block_cuda(params, current_cuda_stream(device));
   STD_TORCH_CHECK(error == nullptr, kOp, ": ", error);
   return y;
 }

@@ -3,19 +3,6 @@
 #include "kernels.h"
 
 namespace fastdiff {
-namespace {
-
-Device current_device() {
-  int device = 0, multiprocessors = 0, major = 0, minor = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
-  return {multiprocessors, 10 * major + minor};
-}
-
-}  // namespace
-
 std::int64_t group_norm_silu_cuda_workspace(const GroupNormSiluParams& p) {
   const Plan plan = plan_for(p, current_device());
   if (!plan.covered) return -1;

@@ -5,12 +5,12 @@
 #include <cstdint>
 #include <numeric>
 
+#include "../common/device.h"
 #include "params.h"
 
 namespace fastdiff {
 
 constexpr int kThreads = 256;
-constexpr int kWidestCluster = 8;
 constexpr int kMostPieces = 4;
 constexpr int kMostParts = 1024;
 // Bytes of a slab in a block: fewer are not worth a block, four blocks of so many fit on an SM, and
@@ -18,10 +18,6 @@ constexpr int kMostParts = 1024;
 constexpr std::int64_t kLittle = 4096, kComfortable = 48 * 1024, kMostHeld = 160 * 1024;
 constexpr int kFill = 2;                  // blocks an SM, up to which slabs are cut for more blocks
 constexpr int kNarrow = 64, kWide = 128;  // bytes of a slab's row
-
-struct Device {
-  int multiprocessors, capability;  // capability: 90 for 9.0
-};
 
 // A slab is some whole groups of a sample: `rows` rows of `across` vectors of `width` elements. It
 // is cut by rows into `parts`, a block each; a thread holds `held` vectors of one column.
@@ -96,7 +92,7 @@ inline void fill_block(Plan& plan) {
 inline bool try_on_chip(Plan& plan, const GroupNormSiluParams& p, const Device& device) {
   lay_out(plan, p, kNarrow);
   if (!plan.covered || p.residual != nullptr) return false;
-  const int widest = device.capability >= 90 ? kWidestCluster : 1;
+  const int widest = static_cast<int>(device.cluster);
   const auto bytes = [&] {
     return divide_up(plan.rows, plan.parts) * plan.across * plan.width * element_size(p);
   };
