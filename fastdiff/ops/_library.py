@@ -117,7 +117,10 @@ def native_kernel(op: str, device: str) -> bool:
     """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA"), not PyTorch code."""
     if op in _composite_ops or not torch._C._dispatch_has_kernel(f"fastdiff::{op}"):
         return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op}", device))
+    name = f"fastdiff::{op}"
+    if not torch._C._dispatch_has_kernel(name):  # an op of the native library alone
+        return False
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, device))
 
 
 def composite_kernel(op: str) -> bool:

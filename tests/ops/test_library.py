@@ -78,3 +78,7 @@ def test_use_reference_reaches_compiled_code(double: Callable[[Tensor], Tensor])
     with use_reference("test_double"):
         compiled(x).sum().backward()
     assert torch.equal(x.grad, torch.full((3,), 2.0))
+
+
+def test_an_op_that_no_library_defines_has_no_kernel() -> None:
+    assert not _library.native_kernel("no_such_op", "CUDA")
