@@ -28,7 +28,7 @@ MEASURED_FASTER = {
 
 
 def fused_takes(x: Tensor, heads: int) -> bool:
-    """Whether `fastdiff::attention_block_fused` is there, and faster for such x [N, C, *spatial]."""
+    """Whether `fastdiff::attention_block_fused` is there, and faster for x [N, C, *spatial]."""
     if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16) or x.dim() != 4:
         return False
     least, most = MEASURED_FASTER.get((math.prod(x.shape[2:]), x.shape[1], heads), (1, 0))
