@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 requirement=${1:-torch}
 venv=${2:-build/other-torch}
 test -x "$venv/bin/python" || "${PYTHON:-python3}" -m venv "$venv"
-"$venv/bin/pip" install --quiet "$requirement" numpy scipy pytest hypothesis
+"$venv/bin/pip" install --quiet "$requirement" numpy scipy pytest hypothesis diffusers
 "$venv/bin/python" - <<'PY'
 import torch
 from fastdiff._build_info import build_info
