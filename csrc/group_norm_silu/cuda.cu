@@ -3,6 +3,7 @@
 #include "kernels.h"
 
 namespace fastdiff {
+
 std::int64_t group_norm_silu_cuda_workspace(const GroupNormSiluParams& p) {
   const Plan plan = plan_for(p, current_device());
   if (!plan.covered) return -1;

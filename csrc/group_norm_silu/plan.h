@@ -103,7 +103,10 @@ inline bool try_on_chip(Plan& plan, const GroupNormSiluParams& p, const Device& 
   fill_block(plan);
   plan.held_bytes = static_cast<std::size_t>(divide_up(plan.rows_of_part, plan.down)) *
                     plan.threads() * plan.width * element_size(p);
-  plan.on_chip = plan.held_bytes <= kMostHeld;
+  const auto beside =
+      static_cast<std::size_t>(plan.down * plan.columns + 2 * plan.groups + plan.slab) *
+      16;  // block.h, Shared
+  plan.on_chip = plan.held_bytes <= kMostHeld && plan.held_bytes + beside <= device.shared;
   return plan.on_chip;
 }
 
