@@ -117,10 +117,7 @@ def native_kernel(op: str, device: str) -> bool:
     """Whether `op` has a kernel of its own for `device` ("CPU" or "CUDA"), not PyTorch code."""
     if op in _composite_ops or not torch._C._dispatch_has_kernel(f"fastdiff::{op}"):
         return False
-    name = f"fastdiff::{op}"
-    if not torch._C._dispatch_has_kernel(name):  # an op of the native library alone
-        return False
-    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(name, device))
+    return bool(torch._C._dispatch_has_kernel_for_dispatch_key(f"fastdiff::{op}", device))
 
 
 def composite_kernel(op: str) -> bool:
@@ -157,6 +154,17 @@ def native_path() -> Path | None:
 def native_error() -> str | None:
     """Why the native library is not in use, or None where it is."""
     return _native_error
+
+
+def adopt(name: str, fake: Callable[..., Any]) -> None:
+    """Give an op that the native library alone defines, if it is there, what the others have.
+
+    That is a fake kernel, and the refusal of a gradient.
+    """
+    if torch._C._dispatch_has_kernel(f"fastdiff::{name}"):
+        torch.library.register_fake(f"fastdiff::{name}", fake, lib=_library)
+        op = getattr(torch.ops.fastdiff, name).default
+        torch.library.register_autograd(f"fastdiff::{name}", _refuse_gradient(op), lib=_library)
 
 
 def _default_kernel(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:

@@ -372,6 +372,20 @@ def test_the_fused_kernel_is_for_cuda() -> None:
     assert _library.composite_kernel("attention_block")
 
 
+@pytest.mark.skipif(
+    not torch._C._dispatch_has_kernel("fastdiff::attention_block_fused"),
+    reason="the native library was built without CUDA",
+)
+def test_the_fused_kernel_refuses_a_gradient() -> None:
+    x, *p = (t.to("meta", torch.bfloat16) for t in (torch.zeros(1, 64, 8, 8), *parameters(64)))
+    x = x.contiguous(memory_format=torch.channels_last)
+    p[2].requires_grad_()
+    y = torch.ops.fastdiff.attention_block_fused(x, *p, 8, EPS, 1, 1.0)
+    assert y.shape == x.shape and y.stride() == x.stride()
+    with pytest.raises(NotImplementedError, match="attention_block_fused has no gradient"):
+        y.sum().backward()
+
+
 @pytest.mark.parametrize(
     ("change", "error", "sentence"),
     [

@@ -40,6 +40,13 @@ def fused_takes(x: Tensor, heads: int) -> bool:
     )
 
 
+def _fake(x: Tensor, *_: object) -> Tensor:
+    return torch.empty_like(x)
+
+
+_library.adopt("attention_block_fused", _fake)
+
+
 @functools.cache
 def _is_hopper(device: torch.device) -> bool:
     return torch.cuda.get_device_capability(device)[0] == 9
