@@ -16,21 +16,6 @@ constexpr const char* kOp = "fastdiff::attention_block_fused";
 
 CallCounter cuda_calls("attention_block_fused.cuda");
 
-// Whether x lies as [N, tokens, C] without gaps.
-bool is_channels_last(const Tensor& x) {
-  std::int64_t expected = 1;
-  const auto matches = [&](std::int64_t axis) {
-    const bool match = x.size(axis) == 1 || x.stride(axis) == expected;
-    expected *= x.size(axis);
-    return match;
-  };
-  if (!matches(1)) return false;
-  for (std::int64_t axis = x.dim() - 1; axis >= 2; --axis) {
-    if (!matches(axis)) return false;
-  }
-  return matches(0);
-}
-
 // The kernel reads 16 bytes at a time.
 Tensor aligned(const Tensor& x) {
   const bool is = reinterpret_cast<std::uintptr_t>(x.const_data_ptr()) % 16 == 0;
@@ -61,7 +46,7 @@ Tensor cuda(Tensor x, MaybeTensor norm_weight, MaybeTensor norm_bias, Tensor qkv
             double group_norm_eps, std::int64_t heads, double residual_scale) {
   const auto device = x.get_device_index();
   const torch::stable::accelerator::DeviceGuard guard(device);
-  STD_TORCH_CHECK(x.dim() >= 3 && is_channels_last(x), kOp, ": x is not channels-last");
+  STD_TORCH_CHECK(x.dim() >= 3 && channels_lie_last(x), kOp, ": x is not channels-last");
   const auto dtype = kernel_dtype(x.scalar_type());
   STD_TORCH_CHECK(dtype && *dtype != DType::float32, kOp, ": x is neither float16 nor bfloat16");
   const std::int64_t N = x.size(0), C = x.size(1), tokens = N > 0 ? x.numel() / (N * C) : 0;

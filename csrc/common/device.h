@@ -1,11 +1,6 @@
 // What kernels ask of a GPU beyond C++ and CUDA's own language: all of the assembly is here.
-// tests/native/ gives the same names on the CPU, so that a kernel's own source runs where no GPU
-// is.
 #pragma once
 
-#ifdef FASTDIFF_ON_CPU
-#include "cuda_on_cpu.h"
-#else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -213,4 +208,3 @@ cudaError_t launch(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t
 }
 
 }  // namespace fastdiff
-#endif

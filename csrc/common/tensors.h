@@ -32,6 +32,21 @@ inline std::optional<DType> kernel_dtype(ScalarType dtype) {
   }
 }
 
+// Whether channels vary fastest, then the last axis, and the sample slowest, without gaps.
+inline bool channels_lie_last(const Tensor& x) {
+  std::int64_t expected = 1;
+  const auto matches = [&](std::int64_t axis) {
+    const bool match = x.size(axis) == 1 || x.stride(axis) == expected;
+    expected *= x.size(axis);
+    return match;
+  };
+  if (!matches(1)) return false;
+  for (std::int64_t axis = x.dim() - 1; axis >= 2; --axis) {
+    if (!matches(axis)) return false;
+  }
+  return matches(0);
+}
+
 // As the kernels take it, or nothing where its dtype or its spatial strides are not theirs.
 inline std::optional<Strided> strided(const Tensor& x) {
   const auto dtype = kernel_dtype(x.scalar_type());

@@ -9,6 +9,19 @@ namespace fastdiff {
 
 using Kernel = void (*)(GroupNormSiluParams, Plan);
 
+// choose(a value of the dtype).
+template <class Choose>
+auto by_dtype(DType dtype, const Choose& choose) {
+  switch (dtype) {
+    case DType::float32:
+      return choose(0.0f);
+    case DType::float16:
+      return choose(__half{});
+    default:
+      return choose(__nv_bfloat16{});
+  }
+}
+
 Kernel once_kernel(const GroupNormSiluParams& p, const Plan& plan);
 Kernel statistics_kernel(const GroupNormSiluParams& p, const Plan& plan);
 Kernel merge_kernel();

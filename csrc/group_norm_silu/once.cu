@@ -1,5 +1,5 @@
-// One launch that reads once: a slab stays in the registers of a block, or of a cluster of blocks
-// that exchange their statistics.
+// One launch that reads once: a slab stays in the shared memory of a block, or of a cluster of
+// blocks that exchange their statistics.
 #include "block.h"
 #include "kernels.h"
 
@@ -9,14 +9,11 @@ namespace {
 // The moments of whole groups, of the blocks of a cluster; every block comes to the same bits.
 __device__ __forceinline__ void merge_cluster(const GroupNormSiluParams& p, const Plan& plan,
                                               const Part& part, const Shared& shared) {
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   if (plan.parts > 1) cluster_barrier();
-#endif
   __syncwarp();  // each warp reads what it wrote, or what a barrier stands before
   const int lane = threadIdx.x % kWarp;
   for (int group = threadIdx.x / kWarp; group < plan.groups; group += blockDim.x / kWarp) {
     Moments total = shared.totals[group];
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
     if (plan.parts > 1) {
       const float count = static_cast<float>(plan.rows) * plan.values_of_row;
       const int rank = min(lane, plan.parts - 1);
@@ -25,7 +22,6 @@ __device__ __forceinline__ void merge_cluster(const GroupNormSiluParams& p, cons
                          read_of_cluster(theirs + 2, rank), read_of_cluster(theirs + 3, rank)};
       total = merge(plan.parts, count, of_first_lane(read), [&](int) { return read; });
     }
-#endif
     if (lane == 0) shared.finals(plan)[group] = finish(p, plan, part, group, total);
   }
 }
@@ -81,9 +77,7 @@ __global__ void __launch_bounds__(kThreads, 3) once(const GroupNormSiluParams p,
   const Coefficients<width, channels_last> coefficients(shared, column);
 #pragma unroll 2
   for (int i = 0; i < count; ++i) write<T, width>(p, slots[i], column, i, coefficients);
-#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   if (plan.parts > 1) cluster_barrier();  // others may still read this block's totals
-#endif
 }
 
 template <class T>
@@ -101,14 +95,7 @@ Kernel by_layout(const GroupNormSiluParams& p, const Plan& plan) {
 }  // namespace
 
 Kernel once_kernel(const GroupNormSiluParams& p, const Plan& plan) {
-  switch (p.dtype) {
-    case DType::float32:
-      return by_layout<float>(p, plan);
-    case DType::float16:
-      return by_layout<__half>(p, plan);
-    default:
-      return by_layout<__nv_bfloat16>(p, plan);
-  }
+  return by_dtype(p.dtype, [&](auto zero) { return by_layout<decltype(zero)>(p, plan); });
 }
 
 }  // namespace fastdiff

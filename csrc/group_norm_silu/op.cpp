@@ -14,20 +14,9 @@ namespace {
 using torch::headeronly::MemoryFormat;
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
 
-// Whether channels vary fastest, then the last axis, and the sample slowest, without gaps.
+// Only where x does not lie contiguous as well, and torch has a name for it.
 bool is_channels_last(const Tensor& x) {
-  if (x.is_contiguous() || (x.dim() != 4 && x.dim() != 5)) return false;
-  std::int64_t expected = 1;
-  const auto matches = [&](std::int64_t axis) {
-    const bool match = x.size(axis) == 1 || x.stride(axis) == expected;
-    expected *= x.size(axis);
-    return match;
-  };
-  if (!matches(1)) return false;
-  for (std::int64_t axis = x.dim() - 1; axis >= 2; --axis) {
-    if (!matches(axis)) return false;
-  }
-  return matches(0);
+  return !x.is_contiguous() && (x.dim() == 4 || x.dim() == 5) && channels_lie_last(x);
 }
 
 bool covered(const Tensor& x, const std::array<const MaybeTensor*, 5>& vectors) {

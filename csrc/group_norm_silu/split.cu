@@ -133,14 +133,7 @@ Both by_layout(const GroupNormSiluParams& p, const Plan& plan) {
 }
 
 Both both(const GroupNormSiluParams& p, const Plan& plan) {
-  switch (p.dtype) {
-    case DType::float32:
-      return by_layout<float>(p, plan);
-    case DType::float16:
-      return by_layout<__half>(p, plan);
-    default:
-      return by_layout<__nv_bfloat16>(p, plan);
-  }
+  return by_dtype(p.dtype, [&](auto zero) { return by_layout<decltype(zero)>(p, plan); });
 }
 
 }  // namespace
