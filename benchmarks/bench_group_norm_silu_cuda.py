@@ -11,16 +11,14 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from benchmarks.bench_group_norm_silu import eager, fused, truth
 from benchmarks.ceilings import copy_bandwidth
 from benchmarks.replay import device_medians
-from fastdiff.ops import _library, group_norm_silu
-from fastdiff.ops.group_norm_silu import reference
+from fastdiff.ops import _library
 from tests.judge import assert_close_by_law4
 
-GROUPS, EPS = 32, 1e-6
 PLACES = [
     (128, 64), (128, 32), (256, 32), (256, 16), (512, 16), (512, 8), (1024, 8),
     (192, 64), (384, 32), (576, 16), (768, 8),
@@ -28,18 +26,6 @@ PLACES = [
 LARGE = [(1, 128, 256), (4, 128, 256), (1, 256, 512), (64, 128, 128)]
 CELLS = [(n, *place) for n, place in itertools.product((1, 16, 64, 256), PLACES)] + LARGE
 ROTATED = 2**28  # bytes of inputs that calls take in turn: far beyond the second-level cache
-
-
-def eager(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return F.silu(F.group_norm(x, GROUPS, weight, bias, EPS))
-
-
-def fused(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return group_norm_silu(x, GROUPS, weight, bias, EPS)
-
-
-def truth(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return reference.group_norm_silu(x, GROUPS, weight, bias, EPS)[0]
 
 
 def rotating(
