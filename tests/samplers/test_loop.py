@@ -307,3 +307,33 @@ def test_bad_arguments_are_refused_at_the_call(change: dict[str, Any], sentence:
 def test_bad_models_are_refused(model: Any, error: type[Exception], sentence: str) -> None:
     with pytest.raises(error, match=sentence):
         sample(model, SHAPE, schedule=LINEAR, steps=2)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sampler": "ddpm", "variance_type": "fixed_small"},
+        {"sampler": "ddpm", "variance_type": "fixed_large"},
+        {"sampler": "ddpm", "variance_type": "learned_range"},
+        {"sampler": "ddim", "eta": 1.0},
+    ],
+    ids=lambda o: "-".join(map(str, o.values())),
+)
+def test_the_last_step_adds_no_noise(options: dict[str, Any]) -> None:
+    """sigma = 0 at t = 0: what is drawn for it does not matter, what is drawn before does."""
+    learned = options.get("variance_type") == "learned_range"
+
+    def model(x: Tensor, t: Tensor) -> Tensor:
+        out = torch.sin(3 * x)
+        return torch.cat([out, out], 1) if learned else out
+
+    def drawn_with(changed: int | None) -> Tensor:
+        def noise(draw: int, index: Tensor) -> Tensor:
+            z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(draw))
+            return z + 1 if draw == changed else z
+
+        return sample(model, SHAPE, schedule=LINEAR, steps=10, noise=noise, **options)
+
+    plain = drawn_with(None)
+    assert torch.equal(drawn_with(10), plain)
+    assert not torch.equal(drawn_with(9), plain)
