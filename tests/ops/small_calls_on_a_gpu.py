@@ -50,12 +50,28 @@ def group_norms() -> None:
                 group_norm_silu(x, 16, weight, weight, 1e-6, scale=scale, shift=shift)
 
 
+def attention_blocks() -> None:
+    for channels, side, heads in ((64, 5, 1), (256, 16, 1), (64, 8, 2), (512, 8, 8)):
+        x = torch.rand(2, channels, side, side, device="cuda").bfloat16()
+        norm, qkv, proj = (
+            torch.rand(n, channels, device="cuda") for n in (1, 3 * channels, channels)
+        )
+        torch.ops.fastdiff.attention_block_fused(
+            x.contiguous(memory_format=torch.channels_last), norm[0], norm[0], qkv.bfloat16(), None,
+            proj.bfloat16(), None, 32, 1e-6, heads, 1.0,
+        )  # fmt: skip
+
+
 def main() -> None:
+    ops = ["philox_normal", "q_sample", "denoise_step", "group_norm_silu"]
     with torch.no_grad():
         elementwise()
         group_norms()
+        if torch.cuda.get_device_capability()[0] == 9:
+            attention_blocks()
+            ops.append("attention_block_fused")
     torch.cuda.synchronize()
-    for op in ("philox_normal", "q_sample", "denoise_step", "group_norm_silu"):
+    for op in ops:
         calls = _library.native_calls(op, "CUDA")
         print(f"{op}: {calls} calls of its kernel")
         assert calls
