@@ -138,7 +138,7 @@ def _check_native(part: str) -> Iterator[Finding]:
     elif error is not None:
         yield Finding(part, BROKEN, error, f"every op runs as plain PyTorch; {_REBUILD}")
     else:
-        yield Finding(part, OK, str(path))
+        yield Finding(part, OK, f"{path}, CPU level {_library.cpu_level()}")
 
 
 def _check_build(part: str) -> Iterator[Finding]:

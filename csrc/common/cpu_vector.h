@@ -1,4 +1,4 @@
-// Sixteen floats at a time on GCC's and Clang's vector extensions; the function that inlines these
+// Some floats at a time on GCC's and Clang's vector extensions; the function that inlines these
 // decides by its target which instructions they become.
 #pragma once
 
@@ -19,11 +19,18 @@
 
 namespace fastdiff {
 
+template <int lanes>
+struct Vectors {
+  typedef float F __attribute__((vector_size(4 * lanes)));
+  typedef std::int32_t I __attribute__((vector_size(4 * lanes)));
+  typedef std::uint32_t U __attribute__((vector_size(4 * lanes)));
+  typedef std::uint64_t Wide __attribute__((vector_size(4 * lanes)));
+  typedef std::uint16_t Half __attribute__((vector_size(2 * lanes)));
+};
+
 constexpr int kLanes = 16;
-typedef float Floats __attribute__((vector_size(4 * kLanes)));
-typedef std::int32_t Ints __attribute__((vector_size(4 * kLanes)));
-typedef std::uint32_t Bits __attribute__((vector_size(4 * kLanes)));
-typedef std::uint16_t Halves __attribute__((vector_size(2 * kLanes)));
+using Floats = Vectors<kLanes>::F;
+using Ints = Vectors<kLanes>::I;
 
 struct Float16 {
   std::uint16_t bits;
@@ -42,60 +49,70 @@ FASTDIFF_INLINE To bit_cast(const From& from) {
   return to;
 }
 
-FASTDIFF_INLINE Floats widen(const Floats& v, float) { return v; }
-
-FASTDIFF_INLINE Floats widen(const Halves& v, BFloat16) {
-  return bit_cast<Floats>(__builtin_convertvector(v, Bits) << 16);
+template <int lanes, class F = typename Vectors<lanes>::F>
+FASTDIFF_INLINE F widen(const F& v, float) {
+  return v;
 }
 
-FASTDIFF_INLINE Floats widen(const Halves& v, Float16) {
-  const Bits bits = __builtin_convertvector(v, Bits);
-  const Bits magnitude = bits & 0x7fffu;
+template <int lanes, class V = Vectors<lanes>>
+FASTDIFF_INLINE typename V::F widen(const typename V::Half& v, BFloat16) {
+  return bit_cast<typename V::F>(__builtin_convertvector(v, typename V::U) << 16);
+}
+
+template <int lanes, class V = Vectors<lanes>>
+FASTDIFF_INLINE typename V::F widen(const typename V::Half& v, Float16) {
+  using F = typename V::F;
+  using U = typename V::U;
+  const U bits = __builtin_convertvector(v, U);
+  const U magnitude = bits & 0x7fffu;
   // Multiplying by 2^112 moves the exponent's bias from 15 to 127, subnormals included.
-  Bits wide = bit_cast<Bits>(bit_cast<Floats>(magnitude << 13) * 0x1p112f);
-  wide |= magnitude >= 0x7c00u ? Bits{} + 0x7f800000u : Bits{};
-  return bit_cast<Floats>(wide | (bits & 0x8000u) << 16);
+  U wide = bit_cast<U>(bit_cast<F>(magnitude << 13) * 0x1p112f);
+  wide |= magnitude >= 0x7c00u ? U{} + 0x7f800000u : U{};
+  return bit_cast<F>(wide | (bits & 0x8000u) << 16);
 }
 
-FASTDIFF_INLINE Floats narrow(const Floats& v, float) { return v; }
-
-FASTDIFF_INLINE Halves narrow(const Floats& v, BFloat16) {
-  const Bits bits = bit_cast<Bits>(v);
-  const Bits rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
-  const Bits nan = Bits{} + 0x7fc0u;
-  return __builtin_convertvector((bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded, Halves);
+template <int lanes, class F = typename Vectors<lanes>::F>
+FASTDIFF_INLINE F narrow(const F& v, float) {
+  return v;
 }
 
-FASTDIFF_INLINE Halves narrow(const Floats& v, Float16) {
-  const Bits bits = bit_cast<Bits>(v);
-  const Bits magnitude = bits & 0x7fffffffu;
-  const Bits normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
+template <int lanes, class V = Vectors<lanes>>
+FASTDIFF_INLINE typename V::Half narrow(const typename V::F& v, BFloat16) {
+  using U = typename V::U;
+  const U bits = bit_cast<U>(v);
+  const U rounded = (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16;
+  const U nan = U{} + 0x7fc0u;
+  const U result = (bits & 0x7fffffffu) > 0x7f800000u ? nan : rounded;
+  return __builtin_convertvector(result, typename V::Half);
+}
+
+template <int lanes, class V = Vectors<lanes>>
+FASTDIFF_INLINE typename V::Half narrow(const typename V::F& v, Float16) {
+  using F = typename V::F;
+  using U = typename V::U;
+  const U bits = bit_cast<U>(v);
+  const U magnitude = bits & 0x7fffffffu;
+  const U normal = (magnitude - (112u << 23) + 0xfffu + (magnitude >> 13 & 1u)) >> 13;
   // The unit in the last place of 0.5f is float16's smallest subnormal, so this sum rounds to it.
-  const Bits subnormal = bit_cast<Bits>(bit_cast<Floats>(magnitude) + 0.5f) - 0x3f000000u;
-  Bits half = magnitude < 0x38800000u ? subnormal : normal;
-  half = magnitude >= 0x477ff000u ? Bits{} + 0x7c00u : half;
-  half = magnitude > 0x7f800000u ? Bits{} + 0x7e00u : half;
-  return __builtin_convertvector(half | (bits >> 16 & 0x8000u), Halves);
+  const U subnormal = bit_cast<U>(bit_cast<F>(magnitude) + 0.5f) - 0x3f000000u;
+  U half = magnitude < 0x38800000u ? subnormal : normal;
+  half = magnitude >= 0x477ff000u ? U{} + 0x7c00u : half;
+  half = magnitude > 0x7f800000u ? U{} + 0x7e00u : half;
+  return __builtin_convertvector(half | (bits >> 16 & 0x8000u), typename V::Half);
 }
 
-// `count` up to kLanes values; the lanes beyond hold zero.
-template <class T>
-FASTDIFF_INLINE Floats load(const T* from, int count = kLanes) {
-  decltype(narrow(Floats{}, T{})) v{};
-  std::memcpy(&v, from, count == kLanes ? sizeof(v) : sizeof(T) * count);
-  return widen(v, T{});
+// `count` up to `lanes` values; the lanes beyond hold zero.
+template <int lanes = kLanes, class T>
+FASTDIFF_INLINE typename Vectors<lanes>::F load(const T* from, int count = lanes) {
+  decltype(narrow<lanes>(typename Vectors<lanes>::F{}, T{})) v{};
+  std::memcpy(&v, from, count == lanes ? sizeof(v) : sizeof(T) * count);
+  return widen<lanes>(v, T{});
 }
 
-template <class T>
-FASTDIFF_INLINE void store(T* to, const Floats& values, int count = kLanes) {
-  const auto v = narrow(values, T{});
-  std::memcpy(to, &v, count == kLanes ? sizeof(v) : sizeof(T) * count);
-}
-
-FASTDIFF_INLINE float sum(const Floats& v) {
-  float total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
+template <int lanes = kLanes, class T>
+FASTDIFF_INLINE void store(T* to, const typename Vectors<lanes>::F& values, int count = lanes) {
+  const auto v = narrow<lanes>(values, T{});
+  std::memcpy(to, &v, count == lanes ? sizeof(v) : sizeof(T) * count);
 }
 
 // exp(x) to about one unit in the last place; infinity above 88.4, and 2^-126 stands for less.
@@ -116,7 +133,5 @@ FASTDIFF_INLINE Floats exp(Floats x) {
   const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(rounder);
   return p * bit_cast<Floats>((exponent + 127) << 23);
 }
-
-FASTDIFF_INLINE Floats silu(const Floats& x) { return x / (1.0f + exp(-x)); }
 
 }  // namespace fastdiff

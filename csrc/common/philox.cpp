@@ -14,15 +14,7 @@
 namespace fastdiff {
 namespace {
 
-// Vectors as wide as a processor's registers: wider ones are lowered badly.
-template <int lanes>
-struct Vectors {
-  typedef float F __attribute__((vector_size(4 * lanes)));
-  typedef std::int32_t I __attribute__((vector_size(4 * lanes)));
-  typedef std::uint32_t U __attribute__((vector_size(4 * lanes)));
-  typedef std::uint64_t Wide __attribute__((vector_size(4 * lanes)));
-};
-
+// Vectors are as wide as a processor's registers: wider ones are lowered badly.
 template <int lanes>
 struct Words {
   typename Vectors<lanes>::U w[4];

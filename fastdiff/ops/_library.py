@@ -146,6 +146,15 @@ def native_calls(op: str, device: str) -> int:
     return int(count(f"{op}.{device.lower()}".encode()))
 
 
+def cpu_level() -> str:
+    """The kind of x86-64 whose instructions the C++ kernels use, by its name in
+    FASTDIFF_CPU_LEVEL, which may lower it: baseline, v3, v4 or v4_bf16."""
+    assert _native is not None, _native_error
+    level = _native.fastdiff_cpu_level
+    level.restype = ctypes.c_char_p
+    return str(level().decode())
+
+
 def native_path() -> Path | None:
     """The native library's file, or None where none was built."""
     return next(iter(sorted(Path(__file__).parents[1].glob("_native*.so"))), None)

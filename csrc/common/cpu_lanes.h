@@ -1,0 +1,68 @@
+// Loads, stores and SiLU for kernels that cpu_targets.h compiles; included within a namespace.
+
+#if FASTDIFF_LEVEL >= 3
+constexpr int kLanes = 8;
+#else
+constexpr int kLanes = 4;
+#endif
+constexpr int kWide = 2;  // vectors side by side: as many as the registers hold
+
+using Floats = Vectors<kLanes>::F;
+using Ints = Vectors<kLanes>::I;
+
+FASTDIFF_INLINE Floats load(const float* from, int count = kLanes) {
+  return fastdiff::load<kLanes>(from, count);
+}
+
+FASTDIFF_INLINE Floats load(const BFloat16* from, int count = kLanes) {
+  return fastdiff::load<kLanes>(from, count);
+}
+
+FASTDIFF_INLINE Floats load(const Float16* from, int count = kLanes) {
+#if FASTDIFF_LEVEL >= 3
+  __m128i v{};
+  std::memcpy(&v, from, count == kLanes ? sizeof(v) : sizeof(Float16) * count);
+  return bit_cast<Floats>(_mm256_cvtph_ps(v));
+#else
+  return fastdiff::load<kLanes>(from, count);
+#endif
+}
+
+FASTDIFF_INLINE void store(float* to, const Floats& values, int count = kLanes) {
+  fastdiff::store<kLanes>(to, values, count);
+}
+
+FASTDIFF_INLINE void store(BFloat16* to, const Floats& values, int count = kLanes) {
+  fastdiff::store<kLanes>(to, values, count);
+}
+
+FASTDIFF_INLINE void store(Float16* to, const Floats& values, int count = kLanes) {
+#if FASTDIFF_LEVEL >= 3
+  const __m128i v = _mm256_cvtps_ph(bit_cast<__m256>(values), _MM_FROUND_TO_NEAREST_INT);
+  std::memcpy(to, &v, count == kLanes ? sizeof(v) : sizeof(Float16) * count);
+#else
+  fastdiff::store<kLanes>(to, values, count);
+#endif
+}
+
+FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
+
+// z / (1 + 2^(-z log2 e)), the power by a polynomial that is as exact as T can show.
+template <class T>
+FASTDIFF_INLINE Floats silu(const Floats& z) {
+  Floats x = z < -89.0f ? splat(-89.0f) : z;  // beyond, the exponent would leave its field
+  x = x > 87.0f ? splat(87.0f) : x;
+  const Floats rounder = splat(0x1.8p23f);  // adding it leaves an integer in the low bits
+  const Floats shifted = x * -0x1.715476p0f + rounder;
+  const Floats r = x * -0x1.715476p0f - (shifted - rounder);
+  Floats p;
+  if constexpr (sizeof(T) == 4) {
+    p = 0x1.5bba14p-10f * r + 0x1.3cea88p-7f;
+    p = ((p * r + 0x1.c6b752p-5f) * r + 0x1.ebf9bcp-3f) * r + 0x1.62e42ap-1f;
+  } else {
+    p = (0x1.c2a216p-5f * r + 0x1.f00c4cp-3f) * r + 0x1.62f5fap-1f;
+  }
+  p = p * r + 1.0f;
+  const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(rounder);
+  return z / (1.0f + p * bit_cast<Floats>((exponent + 127) << 23));
+}

@@ -1,0 +1,311 @@
+// What cpu_targets.h compiles for each kind of processor: sums, merge and output of both layouts.
+// A center is one of the data's own values, so x - center is exact where the spread is small.
+
+// x, or x + residual where `summed`.
+template <class T, bool summed>
+struct Input {
+  using Element = T;
+  const T* x;
+  const T* residual;
+
+  FASTDIFF_INLINE Floats load_at(std::int64_t i, int count = kLanes) const {
+    const Floats v = load(x + i, count);
+    return summed ? v + load(residual + i, count) : v;
+  }
+  FASTDIFF_INLINE Input operator+(std::int64_t i) const {
+    return {x + i, summed ? residual + i : nullptr};
+  }
+};
+
+template <class T, bool summed>
+FASTDIFF_INLINE Input<T, summed> input(const GroupNormSiluParams& p) {
+  return {static_cast<const T*>(p.x), static_cast<const T*>(p.residual)};
+}
+
+FASTDIFF_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a : b; }
+FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) { return a < b ? b : a; }
+
+// The middle one of three; no lone outlier becomes a center.
+FASTDIFF_INLINE Floats median(const Floats& a, const Floats& b, const Floats& c) {
+  return larger(smaller(a, b), smaller(larger(a, b), c));
+}
+
+template <class T, bool silu_follows>
+FASTDIFF_INLINE Floats act(const Floats& z) {
+  return silu_follows ? silu<T>(z) : z;
+}
+
+// ---- the coefficients of some neighbouring channels: y = act((x - center) * slope + offset) ----
+
+inline void fill(const ChannelVector& v, std::int64_t sample, const Channels& channels,
+                 float absent, float* row) {
+  if (v.data == nullptr) {
+    std::fill_n(row, channels.count, absent);
+    return;
+  }
+  const std::int64_t first = sample * v.sample_stride + channels.first * v.channel_stride;
+  const auto copy = [&](const auto* from) FASTDIFF_LAMBDA_INLINE {
+    from += first;
+    std::int64_t c = 0;
+    if (v.channel_stride == 1) {
+      for (; c + kLanes <= channels.count; c += kLanes) store(row + c, load(from + c));
+    }
+    for (; c < channels.count; ++c) row[c] = load(from + c * v.channel_stride, 1)[0];
+  };
+  switch (v.dtype) {
+    case DType::float32:
+      return copy(static_cast<const float*>(v.data));
+    case DType::float16:
+      return copy(static_cast<const Float16*>(v.data));
+    default:
+      return copy(static_cast<const BFloat16*>(v.data));
+  }
+}
+
+// From `rows`' mean and rstd of each channel's group, and what the channel is raised by before.
+inline void coefficients(const GroupNormSiluParams& p, std::int64_t sample,
+                         const Channels& channels, const Rows& rows, const Coefficients& to) {
+  fill(p.weight, 0, channels, 1, rows.weight);
+  fill(p.bias, 0, channels, 0, rows.bias);
+  fill(p.scale, sample, channels, 0, rows.scale);
+  fill(p.shift, sample, channels, 0, rows.shift);
+  for (std::int64_t c = 0; c < channels.count; ++c) {
+    const double middle = rows.mean[c] - rows.added[c];
+    const double modulation = 1 + static_cast<double>(rows.scale[c]);
+    const double slope = modulation * rows.weight[c] * rows.rstd[c];
+    const float center = static_cast<float>(middle);
+    to.center[c] = center;
+    to.slope[c] = static_cast<float>(slope);
+    to.offset[c] =
+        static_cast<float>(modulation * rows.bias[c] + rows.shift[c] - slope * (middle - center));
+  }
+}
+
+inline double keep_statistics(const GroupNormSiluParams& p, std::int64_t slab, double mean,
+                              double variance) {
+  // Rounding may leave a constant group below zero; NaN stays NaN.
+  const double rstd = 1 / std::sqrt((variance < 0 ? 0 : variance) + p.eps);
+  p.mean[slab] = static_cast<float>(mean);
+  p.rstd[slab] = static_cast<float>(rstd);
+  return rstd;
+}
+
+// In float64: with x's own values as centers the sums are not small.
+FASTDIFF_INLINE double sum(const Floats& v) {
+  double total = 0;
+  for (int i = 0; i < kLanes; ++i) total += v[i];
+  return total;
+}
+
+// ---- contiguous: a group is one run of memory ----
+
+template <class X>
+FASTDIFF_INLINE TileSums run_sums(const X& x, std::int64_t n) {
+  constexpr int kChains = 4;
+  const Floats middle = median(x.load_at(0, 1), x.load_at(n / 2, 1), x.load_at(n - 1, 1));
+  const Floats center = splat(middle[0]);
+  Floats d_sums[kChains] = {}, squares[kChains] = {};
+  const auto add = [&](int k, const Floats& d) FASTDIFF_LAMBDA_INLINE {
+    d_sums[k] += d;
+    squares[k] += d * d;
+  };
+  std::int64_t i = 0;
+  for (; i + kChains * kLanes <= n; i += kChains * kLanes) {
+    for (int k = 0; k < kChains; ++k) add(k, x.load_at(i + k * kLanes) - center);
+  }
+  for (; i + kLanes <= n; i += kLanes) add(0, x.load_at(i) - center);
+  if (i < n) {
+    Floats d = x.load_at(i, static_cast<int>(n - i)) - center;
+    for (int lane = static_cast<int>(n - i); lane < kLanes; ++lane) d[lane] = 0;
+    add(1, d);
+  }
+  return {center[0], sum((d_sums[0] + d_sums[1]) + (d_sums[2] + d_sums[3])),
+          sum((squares[0] + squares[1]) + (squares[2] + squares[3]))};
+}
+
+template <bool silu_follows, class X>
+FASTDIFF_INLINE void run_output(const X& x, typename X::Element* y, std::int64_t n, float center,
+                                float slope, float offset) {
+  using T = typename X::Element;
+  const auto at = [&](std::int64_t i, int count) FASTDIFF_LAMBDA_INLINE {
+    const Floats z = (x.load_at(i, count) - center) * slope + offset;
+    store(y + i, act<T, silu_follows>(z), count);
+  };
+  std::int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) at(i, kLanes);
+  if (i < n) at(i, static_cast<int>(n - i));
+}
+
+template <class X>
+FASTDIFF_INLINE Moments slab_moments(const X& x, const float* added, std::int64_t spatial,
+                                     std::int64_t run, std::int64_t size) {
+  Moments moments;
+  for (std::int64_t start = 0; start < size; start += run) {
+    for (std::int64_t i = start; i < start + run; i += kRunTile) {
+      const std::int64_t n = std::min(kRunTile, start + run - i);
+      moments.add(run_sums(x + i, n), static_cast<double>(n), added[start / spatial]);
+    }
+  }
+  return moments;
+}
+
+template <class T, bool summed>
+void slabs(const GroupNormSiluParams& p, std::int64_t begin, std::int64_t end) {
+  const std::int64_t depth = p.channels / p.groups, size = depth * p.spatial;
+  const Rows rows(depth);
+  for (std::int64_t slab = begin; slab < end; ++slab) {
+    const std::int64_t sample = slab / p.groups;
+    const Channels channels{slab % p.groups * depth, depth};
+    const auto x = input<T, summed>(p) + slab * size;
+    T* y = static_cast<T*>(p.y) + slab * size;
+    fill(p.added, sample, channels, 0, rows.added);
+    const std::int64_t run = p.added.data ? p.spatial : size;
+    const Moments moments = slab_moments(x, rows.added, p.spatial, run, size);
+    std::fill_n(rows.mean, depth, moments.mean());
+    std::fill_n(rows.rstd, depth, keep_statistics(p, slab, moments.mean(), moments.variance()));
+    const Coefficients by_channel = rows.coefficients;
+    coefficients(p, sample, channels, rows, by_channel);
+    for (std::int64_t c = 0; c < depth; ++c) {
+      const std::int64_t at = c * p.spatial;
+      const float center = by_channel.center[c], slope = by_channel.slope[c];
+      p.silu ? run_output<true>(x + at, y + at, p.spatial, center, slope, by_channel.offset[c])
+             : run_output<false>(x + at, y + at, p.spatial, center, slope, by_channel.offset[c]);
+    }
+  }
+}
+
+// ---- channels-last: a vector holds neighbouring channels of one pixel ----
+
+// f(c, width, lanes) for every block of channels: `width` vectors, all but the last one whole.
+template <int wide, class F>
+FASTDIFF_INLINE void by_channels(std::int64_t channels, const F& f) {
+  std::int64_t c = 0;
+  for (; c + wide * kLanes <= channels; c += wide * kLanes) {
+    f(c, std::integral_constant<int, wide>(), kLanes);
+  }
+  for (; c + kLanes <= channels; c += kLanes) f(c, std::integral_constant<int, 1>(), kLanes);
+  if (c < channels) f(c, std::integral_constant<int, 1>(), static_cast<int>(channels - c));
+}
+
+template <class T, bool summed>
+void centers(const GroupNormSiluParams& p, std::int64_t sample, float* center) {
+  const std::int64_t C = p.channels;
+  const auto x = input<T, summed>(p) + sample * p.spatial * C;
+  const std::int64_t middle = p.spatial / 2 * C, last = (p.spatial - 1) * C;
+  by_channels<kWide>(C, [&](std::int64_t c, auto width, int lanes) FASTDIFF_LAMBDA_INLINE {
+    for (int k = 0; k < width; ++k, c += kLanes) {
+      store(center + c,
+            median(x.load_at(c, lanes), x.load_at(middle + c, lanes), x.load_at(last + c, lanes)),
+            lanes);
+    }
+  });
+}
+
+// `sums` holds two rows of channels: of d = x - center, and of d * d.
+template <class T, bool summed>
+void sum_tile(const GroupNormSiluParams& p, const Tile& tile, const float* center, float* sums) {
+  constexpr std::int64_t kChain = 16;  // pixels: longer sums round more
+  const std::int64_t C = p.channels;
+  const auto x = input<T, summed>(p) + tile.element;
+  by_channels<kWide / 2>(C, [&](std::int64_t c, auto width, int lanes) FASTDIFF_LAMBDA_INLINE {
+    Floats middle[width], d_sums[width] = {}, squares[width] = {};
+    for (int k = 0; k < width; ++k) middle[k] = load(center + c + k * kLanes, lanes);
+    for (std::int64_t first = 0; first < tile.pixels; first += kChain) {
+      const std::int64_t last = std::min(first + kChain, tile.pixels);
+      Floats d_chain[width] = {}, square_chain[width] = {};
+      for (std::int64_t pixel = first, at = first * C + c; pixel < last; ++pixel, at += C) {
+        for (int k = 0; k < width; ++k) {
+          const Floats d = x.load_at(at + k * kLanes, lanes) - middle[k];
+          d_chain[k] += d;
+          square_chain[k] += d * d;
+        }
+      }
+      for (int k = 0; k < width; ++k) d_sums[k] += d_chain[k], squares[k] += square_chain[k];
+    }
+    for (int k = 0; k < width; ++k) {
+      store(sums + c + k * kLanes, d_sums[k], lanes);
+      store(sums + C + c + k * kLanes, squares[k], lanes);
+    }
+  });
+}
+
+// Turns the sums of a sample's tiles into its channels' coefficients.
+inline void merge(const GroupNormSiluParams& p, std::int64_t sample, const float* center,
+                  const float* sums, std::int64_t tiles, const Rows& rows, const Coefficients& to) {
+  const std::int64_t C = p.channels, depth = C / p.groups;
+  const double n = static_cast<double>(p.spatial);
+  double *const mean = rows.mean, *const second = rows.second;
+  fill(p.added, sample, {0, C}, 0, rows.added);
+  std::fill_n(mean, C, 0.0);
+  std::fill_n(second, C, 0.0);
+  for (std::int64_t i = 0; i < tiles; ++i, sums += 2 * C) {
+    for (std::int64_t c = 0; c < C; ++c) mean[c] += sums[c], second[c] += sums[C + c];
+  }
+  for (std::int64_t c = 0; c < C; ++c) {
+    const double offset = mean[c] / n;
+    second[c] -= mean[c] * offset;
+    mean[c] = static_cast<double>(center[c]) + rows.added[c] + offset;
+  }
+  for (std::int64_t first = 0, group = 0; first < C; first += depth, ++group) {
+    double total = 0, squares = 0;
+    for (std::int64_t c = first; c < first + depth; ++c) total += mean[c];
+    const double of_group = total / static_cast<double>(depth);
+    for (std::int64_t c = first; c < first + depth; ++c) {
+      squares += second[c] + n * (mean[c] - of_group) * (mean[c] - of_group);
+    }
+    const double variance = squares / (n * static_cast<double>(depth));
+    std::fill_n(mean + first, depth, of_group);
+    std::fill_n(rows.rstd + first, depth,
+                keep_statistics(p, sample * p.groups + group, of_group, variance));
+  }
+  coefficients(p, sample, {0, C}, rows, to);
+}
+
+template <bool silu_follows, class X>
+FASTDIFF_INLINE void tile_output(const X& x, typename X::Element* y, std::int64_t pixels,
+                                 std::int64_t C, const Coefficients& of) {
+  using T = typename X::Element;
+  by_channels<kWide>(C, [&](std::int64_t c, auto width, int lanes) FASTDIFF_LAMBDA_INLINE {
+    Floats center[width], slope[width], offset[width];
+    for (int k = 0; k < width; ++k) {
+      center[k] = load(of.center + c + k * kLanes, lanes);
+      slope[k] = load(of.slope + c + k * kLanes, lanes);
+      offset[k] = load(of.offset + c + k * kLanes, lanes);
+    }
+    for (std::int64_t pixel = 0, at = c; pixel < pixels; ++pixel, at += C) {
+      for (int k = 0; k < width; ++k) {
+        const Floats d = x.load_at(at + k * kLanes, lanes) - center[k];
+        store(y + at + k * kLanes, act<T, silu_follows>(d * slope[k] + offset[k]), lanes);
+      }
+    }
+  });
+}
+
+template <class T, bool summed>
+void output_tile(const GroupNormSiluParams& p, const Tile& tile, const Coefficients& of) {
+  const auto x = input<T, summed>(p) + tile.element;
+  T* y = static_cast<T*>(p.y) + tile.element;
+  p.silu ? tile_output<true>(x, y, tile.pixels, p.channels, of)
+         : tile_output<false>(x, y, tile.pixels, p.channels, of);
+}
+
+template <class T, bool summed>
+Kernels kernels_of() {
+  return {slabs<T, summed>, centers<T, summed>, sum_tile<T, summed>, merge, output_tile<T, summed>};
+}
+
+template <class T>
+Kernels kernels_of(bool summed) {
+  return summed ? kernels_of<T, true>() : kernels_of<T, false>();
+}
+
+inline Kernels kernels(DType dtype, bool summed) {
+  switch (dtype) {
+    case DType::float32:
+      return kernels_of<float>(summed);
+    case DType::float16:
+      return kernels_of<Float16>(summed);
+    default:
+      return kernels_of<BFloat16>(summed);
+  }
+}

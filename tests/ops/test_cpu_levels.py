@@ -1,0 +1,35 @@
+"""Kernels compiled once for each kind of x86-64: the lesser ones pass the same tests."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastdiff.ops import _library
+
+LEVELS = ["baseline", "v3", "v4", "v4_bf16"]
+LESSER = LEVELS[: LEVELS.index(_library.cpu_level())] if _library.native_path() else []
+TESTS = "test_kernel_by_law4 or test_any_shape_by_law4 or small_spread or strided or nan"
+ROOT = Path(__file__).parents[2]
+
+
+def run(level: str, *command: str) -> str:
+    environment = {**os.environ, "FASTDIFF_CPU_LEVEL": level}
+    done = subprocess.run(
+        [sys.executable, *command], env=environment, cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("level", LESSER)
+def test_lesser_processors_pass_the_tests(level: str) -> None:
+    script = "from fastdiff.ops._library import cpu_level; print(cpu_level())"
+    assert run(level, "-c", script).strip() == level
+    assert " passed" in run(
+        level, "-m", "pytest", "-q", "tests/ops/test_group_norm_silu.py", "-k", TESTS
+    )
