@@ -49,6 +49,7 @@ def test_forward(
     inputs = (x, torch.randn(channels, dtype=dtype), torch.randn(channels, dtype=dtype))
     assert_close_by_law4(fused(*inputs), truth, *inputs)
 
+    torch._dynamo.reset()
     compiled = torch.compile(eager, fullgraph=True, dynamic=False)
     rivals = {"fastdiff": fused, "eager": eager, "compile": compiled}
     seconds = medians({name: lambda f=f: f(*inputs) for name, f in rivals.items()})
