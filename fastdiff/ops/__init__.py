@@ -2,6 +2,7 @@
 
 from ._library import use_reference
 from .attention_block import attention_block, attention_block_folded, fold_single_head
+from .conv3x3 import conv3x3, pack_conv3x3
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
 from .philox_normal import philox_normal
@@ -10,9 +11,11 @@ from .q_sample import q_sample
 __all__ = [
     "attention_block",
     "attention_block_folded",
+    "conv3x3",
     "denoise_step",
     "fold_single_head",
     "group_norm_silu",
+    "pack_conv3x3",
     "philox_normal",
     "q_sample",
     "use_reference",

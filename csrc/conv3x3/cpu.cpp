@@ -1,0 +1,93 @@
+// Tiles of 2x2 pixels are shared out among threads, and panels of channels where tiles are few.
+// Every sum has one order, so the bits depend neither on the threads nor on the batch.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdlib>
+#include <memory>
+#include <type_traits>
+#include <utility>
+
+#include "params.h"
+
+namespace fastdiff {
+namespace {
+
+struct Range {
+  std::int64_t first, last;
+  std::int64_t size() const { return last - first; }
+  Range part(std::int64_t i, std::int64_t parts) const {
+    return {first + size() * i / parts, first + size() * (i + 1) / parts};
+  }
+};
+
+// Of its upper left pixel.
+struct TilePlace {
+  std::int64_t sample, y, x;
+};
+
+inline std::int64_t tile_rows(const Conv3x3Params& p) { return (p.height + 1) / 2; }
+inline std::int64_t tile_columns(const Conv3x3Params& p) { return (p.width + 1) / 2; }
+
+inline TilePlace tile_place(const Conv3x3Params& p, std::int64_t tile) {
+  const std::int64_t columns = tile_columns(p), row = tile / columns;
+  return {row / tile_rows(p), row % tile_rows(p) * 2, tile % columns * 2};
+}
+
+constexpr std::int64_t kChunk = 128;  // input channels whose products are summed up at a time
+
+inline std::int64_t chunks(std::int64_t channels) { return (channels + kChunk - 1) / kChunk; }
+
+// A thread's memory between calls.
+class Workspace {
+  struct Free {
+    void operator()(float* p) const { std::free(p); }
+  };
+  std::unique_ptr<float, Free> data_;
+  std::int64_t size_ = 0;
+
+ public:
+  float* at_least(std::int64_t floats) {
+    if (floats > size_) {
+      constexpr std::size_t kAlignment = 64;
+      const std::size_t bytes = (floats * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
+      data_.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
+      if (!data_) throw std::bad_alloc();
+      size_ = floats;
+    }
+    return data_.get();
+  }
+};
+
+using Convolve = void (*)(const Conv3x3Params&, const Range& tiles, const Range& panels,
+                          Workspace& space);
+
+}  // namespace
+}  // namespace fastdiff
+
+#define FASTDIFF_KERNELS "../conv3x3/cpu_kernels.h"
+#include "../common/cpu_targets.h"
+
+namespace fastdiff {
+
+void conv3x3_cpu(const Conv3x3Params& p) {
+  static const auto convolve_for_dtype = FASTDIFF_FOR_THIS_PROCESSOR(convolve_for);
+  const Convolve convolve = convolve_for_dtype(p.dtype);
+  constexpr std::int64_t kTransformed = 128 * 1024;  // floats of V: half of a second-level cache
+  const std::int64_t threads = torch::stable::get_num_threads();
+  const Range tiles{0, p.batch * tile_rows(p) * tile_columns(p)};
+  const Range panels{0, (p.out_channels + kPanel - 1) / kPanel};
+  const std::int64_t most = std::clamp<std::int64_t>(kTransformed / (16 * p.channels), 16, 36);
+  std::int64_t blocks = (tiles.size() + most - 1) / most;
+  if (tiles.size() >= 8 * threads) blocks = (blocks + threads - 1) / threads * threads;
+  const std::int64_t groups = std::min(panels.size(), std::max<std::int64_t>(1, threads / blocks));
+  torch::stable::parallel_for(0, blocks * groups, 1, [&](std::int64_t begin, std::int64_t end) {
+    static thread_local Workspace space;
+    for (std::int64_t task = begin; task < end; ++task) {
+      convolve(p, tiles.part(task / groups, blocks), panels.part(task % groups, groups), space);
+    }
+  });
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cstdint>
+
+#include "../common/dtype.h"
+
+namespace fastdiff {
+
+// Where a channels-last image's samples, rows and pixels begin, in elements.
+struct Pixels {
+  const void* data = nullptr;
+  std::int64_t sample = 0, row = 0, pixel = 0;
+};
+
+// y = (conv(x) + bias + residual) * scale by Winograd's F(2x2, 3x3): Lavin and Gray 2016,
+// section 4.1.
+struct Conv3x3Params {
+  Pixels x;             // of height x width, or of half of them where `upsample`d before
+  Pixels residual;      // as y; null where not given
+  void* y;              // [N, height, width, out_channels]
+  const float* packed;  // [out_channels / kPanel, 16, channels, kPanel], the last panel filled up
+  const void* bias;     // [out_channels] in x's dtype, null where not given
+  std::int64_t batch, channels, out_channels, height, width;
+  float scale;
+  DType dtype;  // of x, residual, bias and y
+  bool upsample;
+};
+
+constexpr std::int64_t kPanel = 32;  // output channels that lie side by side in `packed`
+
+void conv3x3_cpu(const Conv3x3Params& params);
+
+}  // namespace fastdiff

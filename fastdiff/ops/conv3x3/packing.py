@@ -1,0 +1,31 @@
+"""Weights of 3x3 convolutions as the C++ kernel reads them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+PANEL = 32  # output channels side by side; kPanel in csrc/conv3x3/params.h
+
+_G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
+
+
+def pack_conv3x3(weight: Tensor) -> Tensor:
+    """weight [O, C, 3, 3] -> G g G^T of each, float32 [ceil(O / 32), 16, C, 32], 0 beyond O.
+
+    Lavin and Gray 2016, section 4.1; computed in float64 and rounded once.
+    """
+    panels, _, C, _ = packed_shape(weight)
+    G = _G.to(weight.device)
+    missing = panels * PANEL - len(weight)
+    filled = F.pad(weight.detach().flatten(2), (0, 0, 0, 0, 0, missing))
+    kernels = filled.reshape(panels, PANEL, C, 9).permute(0, 3, 2, 1).double()
+    transformed = torch.kron(G, G) @ kernels.reshape(panels, 9, C * PANEL)
+    return transformed.float().reshape(packed_shape(weight))
+
+
+def packed_shape(weight: Tensor) -> tuple[int, int, int, int]:
+    """Of what pack_conv3x3 makes of it."""
+    out_channels, channels = weight.shape[:2]
+    return -(-out_channels // PANEL), 16, channels, PANEL

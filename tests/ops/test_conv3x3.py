@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from fastdiff.ops import _library, conv3x3, pack_conv3x3
+from fastdiff.ops.conv3x3 import reference
+from tests.judge import assert_close_by_law4
+
+NATIVE = _library.native_path() is not None
+DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+
+def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
+
+
+def weights(
+    out_channels: int, channels: int, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor]:
+    weight = randn(out_channels, channels, 3, 3, seed=1) / (9 * channels) ** 0.5
+    return weight.to(dtype), randn(out_channels, dtype=dtype, seed=2)
+
+
+def judge(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    residual: Tensor | None = None,
+    scale: float = 1.0,
+    upsample: bool = False,
+) -> None:
+    """By law 4, and that the kernel served; a build without one has none.
+
+    An image one pixel high or wide fills no tile, and is the reference's.
+    """
+    before = _library.native_calls("conv3x3", "CPU")
+    packed = pack_conv3x3(weight)
+    y = conv3x3(x, weight, bias, packed=packed, residual=residual, scale=scale, upsample=upsample)
+    assert _library.native_calls("conv3x3", "CPU") == before + (NATIVE and min(y.shape[2:]) > 1)
+    args = (x, weight, bias, None, residual, scale, upsample)
+    assert_close_by_law4(y, reference.conv3x3, *args)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "size"),
+    [(128, 128, (16, 16)), (512, 64, (4, 4)), (40, 24, (7, 5)), (1, 1, (1, 1)), (192, 33, (3, 9))],
+)
+@pytest.mark.parametrize("upsample", [False, True])
+def test_kernel_by_law4(
+    channels: int, out_channels: int, size: tuple[int, int], upsample: bool, dtype: torch.dtype
+) -> None:
+    x = randn(2, channels, *size, dtype=dtype)
+    judge(x, *weights(out_channels, channels, dtype), upsample=upsample)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 150),
+    out_channels=st.integers(1, 80),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    dtype=st.sampled_from(DTYPES),
+    with_bias=st.booleans(),
+    with_residual=st.booleans(),
+    scale=st.sampled_from([1.0, 0.5**0.5]),
+    upsample=st.booleans(),
+    threads=st.sampled_from([1, 2, 3, 7]),
+)
+def test_any_shape_by_law4(
+    batch: int,
+    channels: int,
+    out_channels: int,
+    size: tuple[int, int],
+    dtype: torch.dtype,
+    with_bias: bool,
+    with_residual: bool,
+    scale: float,
+    upsample: bool,
+    threads: int,
+) -> None:
+    weight, bias = weights(out_channels, channels, dtype)
+    x = randn(batch, channels, *size, dtype=dtype)
+    factor = 2 if upsample else 1
+    residual = randn(batch, out_channels, *(factor * n for n in size), dtype=dtype, seed=3)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        judge(
+            x,
+            weight,
+            bias if with_bias else None,
+            residual if with_residual else None,
+            scale,
+            upsample,
+        )
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("view", ["some of the channels", "cropped", "every other sample"])
+def test_strided_input(view: str) -> None:
+    x, residual = {
+        "some of the channels": (randn(2, 48, 6, 6)[:, 8:40], randn(2, 96, 6, 6)[:, 32:64]),
+        "cropped": (randn(2, 32, 9, 9)[:, :, 2:8, 1:7], randn(2, 32, 8, 8)[:, :, 1:7, 2:8]),
+        "every other sample": (randn(4, 32, 6, 6)[::2], randn(4, 32, 6, 6)[1::2]),
+    }[view]
+    judge(x, *weights(32, 32), residual)
+
+
+def test_contiguous_input_is_served_by_the_reference() -> None:
+    x = randn(2, 8, 6, 6).contiguous()
+    weight, bias = weights(8, 8)
+    y = conv3x3(x, weight, bias, packed=pack_conv3x3(weight))
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(y, F.conv2d(x, weight, bias, padding=1))
+
+
+def test_bits_depend_on_neither_threads_nor_batch() -> None:
+    x, (weight, bias) = randn(5, 96, 10, 10), weights(80, 96)
+    packed = pack_conv3x3(weight)
+    whole = conv3x3(x, weight, bias, packed=packed)
+    before = torch.get_num_threads()
+    try:
+        for threads in (1, 3, 8):
+            torch.set_num_threads(threads)
+            alone = conv3x3(x[3:4], weight, bias, packed=packed)
+            assert torch.equal(alone, whole[3:4]) or not NATIVE
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_inf_reach_their_neighbours_alone(bad: float) -> None:
+    """Winograd's sums share a tile: the pixels of tiles that read the bad one may become NaN."""
+    x, (weight, bias) = randn(2, 16, 12, 12), weights(16, 16)
+    x[1, 3, 5, 5] = bad
+    y = conv3x3(x, weight, bias, packed=pack_conv3x3(weight))
+    truth = reference.conv3x3(x, weight, bias)
+    spoilt = ~truth.isfinite()
+    assert not y[spoilt].isfinite().any()
+    assert y[0].isfinite().all() and y[1, :, :4].isfinite().all() and y[1, :, 8:].isfinite().all()
+
+
+def test_every_input_matters() -> None:
+    x, (weight, bias), residual = randn(1, 8, 6, 6), weights(8, 8), randn(1, 8, 6, 6, seed=3)
+    y = conv3x3(x, weight, bias, packed=pack_conv3x3(weight), residual=residual)
+    for i, tensor in enumerate((x, weight, bias, residual)):
+        inputs = [x, weight, bias, residual]
+        inputs[i] = tensor + 0.1
+        x_, weight_, bias_, residual_ = inputs
+        other = conv3x3(x_, weight_, bias_, packed=pack_conv3x3(weight_), residual=residual_)
+        assert not torch.allclose(y, other)
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+def test_gradient(upsample: bool) -> None:
+    def run(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor) -> Tensor:
+        return conv3x3(x, weight, bias, residual=residual, scale=0.7, upsample=upsample)
+
+    factor = 2 if upsample else 1
+    shapes = [(2, 3, 4, 5), (2, 3, 3, 3), (2,), (2, 2, 4 * factor, 5 * factor)]
+    inputs = [randn(*shape, seed=i).double().requires_grad_() for i, shape in enumerate(shapes)]
+    assert torch.autograd.gradcheck(run, inputs)
+
+
+def test_opcheck() -> None:
+    x, (weight, bias) = randn(1, 8, 6, 6), weights(8, 8)
+    args = (x, weight, bias, pack_conv3x3(weight), None, 1.0, True)
+    torch.library.opcheck(torch.ops.fastdiff.conv3x3.default, args)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"x": torch.ones(2, 8, 5)}, ValueError, "x is torch.float32 [2, 8, 5]"),
+        ({"weight": torch.ones(8, 7, 3, 3)}, ValueError, "weight has shape [8, 7, 3, 3]"),
+        ({"bias": torch.ones(7)}, ValueError, "bias has shape [7]"),
+        ({"bias": torch.ones(8).half()}, TypeError, "bias is torch.float16"),
+        ({"residual": torch.ones(2, 8, 6, 6)}, ValueError, "give [2, 8, 5, 5]"),
+        ({"packed": torch.ones(2, 16, 8, 32)}, ValueError, "give pack_conv3x3(weight)"),
+    ],
+)
+def test_bad_input(change: dict[str, Tensor], error: type[Exception], message: str) -> None:
+    weight, bias = weights(8, 8)
+    arguments = {"x": randn(2, 8, 5, 5), "weight": weight, "bias": bias, **change}
+    with pytest.raises(error, match=re.escape(message)):
+        conv3x3(**arguments)
