@@ -25,14 +25,14 @@ RANK = {
     "models": 3,
     "likelihood": 3,
     "guidance": 3,
-    "checkpoints": 4,
-    "samplers": 5,
+    "samplers": 4,
     "engine": 5,
-    "training": 6,
-    "evaluation": 6,
-    "compat": 7,
-    "doctor": 7,
-    "cli": 8,
+    "checkpoints": 6,
+    "training": 7,
+    "evaluation": 7,
+    "compat": 8,
+    "doctor": 8,
+    "cli": 9,
 }
 # `UNet.from_pretrained` is the one call upward, made where it is called and not at import.
 LAZILY_UPWARD = {("models", "checkpoints")}

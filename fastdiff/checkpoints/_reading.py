@@ -1,4 +1,4 @@
-"""Reading JSON and weights from a folder; whatever is wrong with them becomes a CheckpointError."""
+"""Reading JSON and weights; whatever is wrong with them becomes a CheckpointError."""
 
 from __future__ import annotations
 
@@ -46,6 +46,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     for shard in _shards(found):
         weights |= _read_tensors(shard)
     return weights
+
+
+def read_state_dict(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of one file, safetensors or torch.save's, without a common "module."."""
+    weights = _read_tensors(path)
+    parallel = "module."  # what DataParallel puts before every name
+    if not all(name.startswith(parallel) for name in weights):
+        return weights
+    return {name.removeprefix(parallel): tensor for name, tensor in weights.items()}
 
 
 def _weight_file(folder: Path) -> Path:

@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from fastdiff._files import write_whole
+from fastdiff.checkpoints._naming import check_fit, filled, unbuilt
 from fastdiff.checkpoints._reading import WEIGHTS, CheckpointError, read_json, read_weights
 from fastdiff.checkpoints._scheduler import Process, config_of, process_of
-from fastdiff.diffusion import Clip
+from fastdiff.checkpoints.pretrained import Pretrained
+from fastdiff.models.config import OWN_KEYS
 from fastdiff.models.unet import UNet
-from fastdiff.schedules import NoiseSchedule
 
-BUNDLED = Path(__file__).parents[1] / "assets" / "mnist"
 # Our own addition to the folder, which diffusers passes over: a JSON list of names.
 CLASS_NAMES = "class_names.json"
 _MODEL_INDEX = {
@@ -29,47 +27,14 @@ _MODEL_INDEX = {
 _LEGACY_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-@dataclass(frozen=True)
-class Pretrained:
-    """A UNet and all one needs to know to sample from it.
-
-    `prediction_type`, `variance_type` and `clip` are what `fastdiff.sample` takes; `class_names`
-    are the names of the labels 0, 1, ... where the checkpoint gives them.
-    """
-
-    unet: UNet
-    schedule: NoiseSchedule
-    prediction_type: str = "epsilon"
-    variance_type: str = "fixed_small"
-    clip: Clip = True
-    class_names: tuple[str, ...] | None = None
-
-    @property
-    def num_classes(self) -> int | None:
-        """How many classes the UNet was trained with; None for an unconditional one."""
-        return self.unet.num_classes
-
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one image; ValueError where the config does not say."""
-        size = self.unet.config.sample_size
-        if size is None:
-            raise ValueError(
-                "The UNet's config has no sample_size; give the image's size yourself."
-            )
-        height, width = (size, size) if isinstance(size, int) else size
-        return self.unet.config.in_channels, height, width
-
-
-def load(
-    folder: str | os.PathLike[str] | None = None, *, dtype: torch.dtype = torch.float32
+def load_folder(
+    folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32
 ) -> Pretrained:
     """Load a pipeline folder: UNet, noise schedule and how the output is read.
 
-    Without a folder, the bundled class-conditional model of 28x28 handwritten digits.
     Raises CheckpointError for what cannot be read, or does not fit together.
     """
-    root = _folder(BUNDLED if folder is None else folder)
+    root = _folder(folder)
     scheduler = _part(root, "scheduler", "scheduler_config.json")
     process = process_of(read_json(scheduler, dict), str(scheduler))
     unet = load_unet(root, dtype=dtype)
@@ -92,6 +57,7 @@ def save(
     Each file is written whole; model_index.json, which makes it a pipeline, comes last.
     """
     root = Path(folder)
+    check_timesteps(pretrained)
     process = Process(
         pretrained.schedule, pretrained.prediction_type, pretrained.variance_type, pretrained.clip
     )
@@ -104,6 +70,27 @@ def save(
     _write_json(root / "model_index.json", _MODEL_INDEX)
 
 
+def check_expressible(pretrained: Pretrained) -> None:
+    """CheckpointError, with the reason, for a model that diffusers' own classes cannot hold."""
+    config = pretrained.unet.config
+    for key, default in OWN_KEYS.items():
+        if getattr(config, key) != default:
+            raise CheckpointError(
+                f"diffusers cannot hold this UNet: its {key} is {getattr(config, key)!r}, "
+                "which UNet2DModel knows nothing of."
+            )
+    check_timesteps(pretrained)
+
+
+def check_timesteps(pretrained: Pretrained) -> None:
+    """CheckpointError for a model that sees other timesteps than the schedule's own."""
+    if pretrained.timestep_scale != 1:
+        raise CheckpointError(
+            "diffusers' format cannot hold this model: it was trained on timesteps rescaled by "
+            f"{pretrained.timestep_scale:g}, for which the format has no word."
+        )
+
+
 def load_unet(folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.float32) -> UNet:
     """Load the UNet of a UNet's or a pipeline's folder, in eval mode; raises CheckpointError."""
     path = _part(_folder(folder), "unet", "config.json")
@@ -111,16 +98,12 @@ def load_unet(folder: str | os.PathLike[str], *, dtype: torch.dtype = torch.floa
     kind = config.get("_class_name", "UNet2DModel")
     if kind != "UNet2DModel":
         raise CheckpointError(f"{path} describes a {kind}; fastdiff reads UNet2DModel.")
-    try:
-        with torch.device("meta"):
-            unet = UNet(**config)
-    except ValueError as error:
-        raise CheckpointError(f"{path} describes no UNet of fastdiff's: {error}") from None
+    unet = unbuilt(config, str(path))
     weights = {_current_name(name): tensor for name, tensor in read_weights(path.parent).items()}
-    _check_fit(path.parent, unet, weights)
-    copies = {name: tensor.to(dtype, copy=True) for name, tensor in weights.items()}
-    unet.load_state_dict(copies, assign=True)
-    return unet.eval()
+    check_fit(
+        f"The weights in {path.parent} do not fit its config.json", unet.state_dict(), weights
+    )
+    return filled(unet, weights, dtype)
 
 
 def save_unet(
@@ -159,21 +142,6 @@ def _current_name(name: str) -> str:
     if "attentions" in path:
         part = _LEGACY_ATTENTION.get(part, part)
     return ".".join([*path, part, leaf]).lstrip(".")
-
-
-def _check_fit(folder: Path, unet: UNet, weights: dict[str, Tensor]) -> None:
-    expected = {name: list(tensor.shape) for name, tensor in unet.state_dict().items()}
-    found = {name: list(tensor.shape) for name, tensor in weights.items()}
-    differing = [name for name in (expected | found) if expected.get(name) != found.get(name)]
-    if differing:
-        shown = "; ".join(
-            f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'nothing')}"
-            for name in differing[:3]
-        )
-        raise CheckpointError(
-            f"The weights in {folder} do not fit its config.json, "
-            f"{len(differing)} tensors differ: {shown}."
-        )
 
 
 def _check_outputs(folder: Path, unet: UNet, variance_type: str) -> None:

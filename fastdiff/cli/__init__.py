@@ -1,4 +1,4 @@
-"""The command line: ``fastdiff sample``, ``train`` and ``doctor``."""
+"""The command line: ``fastdiff sample``, ``train``, ``convert`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import sys
 
 import click
 
+from fastdiff.cli.convert import convert
 from fastdiff.cli.doctor import doctor
 from fastdiff.cli.sample import sample
 from fastdiff.cli.train import train
@@ -20,12 +21,14 @@ def fastdiff() -> None:
     \b
     fastdiff sample                     a grid of digits from the bundled model
     fastdiff train data/ --out run/     train a model on your images
+    fastdiff convert SRC DST --to ...   another library's format
     fastdiff doctor                     what is installed, what is missing
     """
 
 
 fastdiff.add_command(sample)
 fastdiff.add_command(train)
+fastdiff.add_command(convert)
 fastdiff.add_command(doctor)
 
 

@@ -58,8 +58,9 @@ def sample(
 ) -> None:
     """Draw images from MODEL and write them as one PNG.
 
-    MODEL is a folder in the diffusers format; without it, the bundled model of handwritten
-    digits draws. Image i depends on the seed and on i alone, not on --num or --batch-size.
+    MODEL is a folder in the diffusers format, or the id of one on the Hub; without it, the
+    bundled model of handwritten digits draws. Image i depends on the seed and on i alone, not on
+    --num or --batch-size.
     The npz holds arr_0, uint8 [N, H, W, C], and with classes arr_1, as guided-diffusion's does.
     """
     for path, ending in ((out, ".png"), (npz, ".npz"), (gif, ".gif")):
@@ -118,7 +119,7 @@ def _draw(
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
         images = sample(
-            stopwatch.timed("UNet", unet, device),
+            stopwatch.timed("UNet", pretrained.model, device),
             (count, *pretrained.sample_shape),
             schedule=pretrained.schedule,
             prediction_type=pretrained.prediction_type,

@@ -1,4 +1,4 @@
-"""The configuration of a UNet: diffusers' UNet2DModel keys and defaults, and two of our own."""
+"""The configuration of a UNet: diffusers' UNet2DModel keys and defaults, and three of our own."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ _CHOICES: dict[str, tuple[Any, ...]] = {
     "class_embed_type": (None, "timestep", "identity"),
 }
 
+# The keys that diffusers does not know, and the values at which nothing is lost without them.
+OWN_KEYS = {"residual_scale": 1.0, "num_attention_heads": None, "time_feature_channels": None}
+
 Count = int  # 1 or more
 Positive = float  # above 0
 _FITS: dict[str, Callable[[Any], bool]] = {
@@ -40,13 +43,15 @@ _FITS: dict[str, Callable[[Any], bool]] = {
 class UNetConfig:
     """What a `UNet` is built from: keys, meanings and defaults of diffusers' UNet2DModel.
 
-    Two keys are fastdiff's own, and diffusers knows nothing of them:
+    Three keys are fastdiff's own, and diffusers knows nothing of them:
 
     - `residual_scale`: multiplies every residual sum; 1/sqrt(2) in Song et al.,
       "Score-Based Generative Modeling through SDEs", section 4.4. `mid_block_scale_factor`
       divides the sums of the middle block alone, as in diffusers.
     - `num_attention_heads`: that many heads at every resolution, however wide; it takes the place
       of `attention_head_dim`, the channels of one head (None: one head over all channels).
+    - `time_feature_channels`: sines and cosines of t, where they are not as many as the first
+      block's channels; so in ADM's 512x512 model.
 
     Raises ValueError, naming the key, for values that the UNet does not know.
     """
@@ -81,6 +86,7 @@ class UNetConfig:
     num_train_timesteps: Count | None = None
     residual_scale: float = 1.0
     num_attention_heads: Count | None = None
+    time_feature_channels: Count | None = None
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -119,7 +125,7 @@ class UNetConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the diffusers keys, and of our own keys those that are not at their defaults."""
         config = asdict(self)
-        for own, default in (("residual_scale", 1.0), ("num_attention_heads", None)):
+        for own, default in OWN_KEYS.items():
             if config[own] == default:
                 del config[own]
         return config
@@ -133,6 +139,11 @@ class UNetConfig:
     def time_embed_dim(self) -> int:
         """The channels of the embedding of t and class that every residual block reads."""
         return self.time_embedding_dim or 4 * self.block_out_channels[0]
+
+    @property
+    def time_channels(self) -> int:
+        """How many sines and cosines of t the time embedding begins with."""
+        return self.time_feature_channels or self.block_out_channels[0]
 
     def heads(self, channels: int) -> int:
         """The number of attention heads where the feature map has `channels` channels."""
@@ -177,10 +188,10 @@ class UNetConfig:
                     f"block_out_channels holds {channels}, which norm_num_groups "
                     f"{self.norm_num_groups} does not divide; choose a multiple."
                 )
-        if self.block_out_channels[0] // 2 <= self.freq_shift:
+        if self.time_channels // 2 <= self.freq_shift:
             raise ValueError(
-                f"freq_shift is {self.freq_shift}; with {self.block_out_channels[0]} channels in "
-                f"the first block it has to be below {self.block_out_channels[0] // 2}."
+                f"freq_shift is {self.freq_shift}; with {self.time_channels} channels in "
+                f"the first block it has to be below {self.time_channels // 2}."
             )
         if self.time_embedding_type == "learned" and not self.num_train_timesteps:
             raise ValueError(

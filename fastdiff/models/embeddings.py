@@ -14,17 +14,20 @@ from fastdiff.models.config import UNetConfig
 class SinusoidalTime(nn.Module):
     """Sines and cosines of t at geometric frequencies (Ho et al. 2020, appendix B)."""
 
-    def __init__(self, channels: int, *, cos_first: bool, freq_shift: int) -> None:
+    def __init__(
+        self, channels: int, *, cos_first: bool, freq_shift: int, max_period: float = 10000.0
+    ) -> None:
         super().__init__()
         self.channels = channels
         self.cos_first = cos_first
         self.freq_shift = freq_shift
+        self.max_period = max_period
 
     def forward(self, t: Tensor) -> Tensor:
         """t [N], any dtype -> [N, channels] float32."""
         half = self.channels // 2
         steps = torch.arange(half, dtype=torch.float32, device=t.device)
-        frequencies = torch.exp(steps * -math.log(10000.0) / (half - self.freq_shift))
+        frequencies = torch.exp(steps * -math.log(self.max_period) / (half - self.freq_shift))
         angles = t.float()[:, None] * frequencies
         waves = (angles.cos(), angles.sin()) if self.cos_first else (angles.sin(), angles.cos())
         return F.pad(torch.cat(waves, dim=1), (0, self.channels % 2))
@@ -60,7 +63,7 @@ class EmbeddingMLP(nn.Module):
 
 def time_features(config: UNetConfig) -> tuple[nn.Module, int]:
     """Return the module that turns t [N] into features [N, F], and F."""
-    channels = config.block_out_channels[0]
+    channels = config.time_channels
     if config.time_embedding_type == "fourier":
         return FourierTime(channels), 2 * channels
     if config.time_embedding_type == "learned":

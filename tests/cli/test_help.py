@@ -8,11 +8,11 @@ import fastdiff as package
 def test_help_names_every_command(fastdiff):
     outcome = fastdiff("--help")
     assert outcome.status == 0
-    for command in ("sample", "train", "doctor"):
+    for command in ("sample", "train", "convert", "doctor"):
         assert command in outcome.out
 
 
-@pytest.mark.parametrize("command", ["sample", "train", "doctor"])
+@pytest.mark.parametrize("command", ["sample", "train", "convert", "doctor"])
 def test_every_option_says_what_it_does(fastdiff, command):
     outcome = fastdiff(command, "--help")
     assert outcome.status == 0 and "Traceback" not in outcome.err

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.models import UNet
+from fastdiff.models.config import OWN_KEYS
 
 # config.json of google/ddpm-cifar10-32, word for word but for its list of blocks.
 CIFAR10: dict[str, Any] = {
@@ -71,8 +72,7 @@ def peer(unet: UNet) -> nn.Module:
     """diffusers' UNet2DModel of the same config, as far as diffusers goes, and the same weights."""
     from diffusers import UNet2DModel
 
-    own = ("residual_scale", "num_attention_heads")
-    model = UNet2DModel(**{k: v for k, v in unet.config.to_dict().items() if k not in own})
+    model = UNet2DModel(**{k: v for k, v in unet.config.to_dict().items() if k not in OWN_KEYS})
     model.load_state_dict(unet.state_dict())
     return model.to(unet.dtype).eval()
 

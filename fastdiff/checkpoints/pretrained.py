@@ -1,0 +1,114 @@
+"""A trained model together with what one needs to know to sample from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastdiff.diffusion import Clip
+from fastdiff.models.unet import UNet
+from fastdiff.samplers import sample
+from fastdiff.schedules import NoiseSchedule
+
+STEPS = 50
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A UNet and all one needs to know to sample from it.
+
+    `prediction_type`, `variance_type` and `clip` are what `fastdiff.sample` takes; `class_names`
+    are the names of the labels 0, 1, ... where the checkpoint gives them. `timestep_scale` is what
+    the UNet was trained to see t multiplied by: 1000 / T under guided-diffusion's
+    rescale_timesteps.
+    """
+
+    unet: UNet
+    schedule: NoiseSchedule
+    prediction_type: str = "epsilon"
+    variance_type: str = "fixed_small"
+    clip: Clip = True
+    class_names: tuple[str, ...] | None = None
+    timestep_scale: float = 1.0
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the UNet was trained with; None for an unconditional one."""
+        return self.unet.num_classes
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of one image; ValueError where the config does not say."""
+        size = self.unet.config.sample_size
+        if size is None:
+            raise ValueError(
+                "The UNet's config has no sample_size; give the image's size yourself: "
+                "image_size to fastdiff.load."
+            )
+        height, width = (size, size) if isinstance(size, int) else size
+        return self.unet.config.in_channels, height, width
+
+    @property
+    def model(self) -> Callable[..., Tensor]:
+        """What samplers call as model(x_t, t): the UNet, on the timesteps it was trained with."""
+        if self.timestep_scale == 1:
+            return self.unet
+        return lambda x_t, t, **rest: self.unet(x_t, t * self.timestep_scale, **rest)
+
+    def to(self, *args: Any, **kwargs: Any) -> Pretrained:
+        """Move or convert the UNet in place, as torch.nn.Module.to does."""
+        self.unet.to(*args, **kwargs)
+        return self
+
+    def sample(
+        self,
+        n: int,
+        *,
+        sampler: str = "ddim",
+        steps: int | str | None = None,
+        seed: int = 0,
+        class_labels: Tensor | None = None,
+        batch_size: int = 64,
+        **rest: Any,
+    ) -> Tensor:
+        """Draw n images, [n, C, H, W] float32 in [-1, 1], on the UNet's device.
+
+        Image i depends on the seed and on i, not on n; see fastdiff.sample, which also says what
+        `rest` may be and what is raised.
+
+        Args:
+            sampler: "ddim", "ddpm" or "dpm++".
+            steps: None is 50, or every timestep for ddpm.
+            class_labels: [n] int64; None takes each class in turn.
+            batch_size: images at once.
+        """
+        if class_labels is None and self.num_classes is not None:
+            class_labels = torch.arange(n) % self.num_classes
+        given: dict[str, Any] = {
+            "schedule": self.schedule,
+            "prediction_type": self.prediction_type,
+            "variance_type": self.variance_type,
+            "clip": self.clip,
+            "device": self.unet.conv_in.weight.device,
+            "dtype": self.unet.dtype,
+        }
+        if steps is None and sampler != "ddpm":
+            steps = min(STEPS, self.schedule.num_timesteps)
+        given |= {"sampler": sampler, "steps": steps, "seed": seed, **rest}
+        batches = []
+        for first in range(0, max(n, 1), batch_size):
+            index = torch.arange(first, min(first + batch_size, n))
+            batches.append(
+                sample(
+                    self.model,
+                    (len(index), *self.sample_shape),
+                    sample_index=index,
+                    class_labels=None if class_labels is None else class_labels[index],
+                    **given,
+                )
+            )
+        return torch.cat(batches)
