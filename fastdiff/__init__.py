@@ -14,6 +14,12 @@ if TYPE_CHECKING:
     from fastdiff.checkpoints import CheckpointError as CheckpointError
     from fastdiff.checkpoints import Pretrained as Pretrained
     from fastdiff.checkpoints import load as load
+    from fastdiff.compat.diffusers import DDIMInverseScheduler as DDIMInverseScheduler
+    from fastdiff.compat.diffusers import DDIMScheduler as DDIMScheduler
+    from fastdiff.compat.diffusers import DDPMScheduler as DDPMScheduler
+    from fastdiff.compat.diffusers import (
+        DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
+    )
     from fastdiff.diffusion import DynamicThresholding as DynamicThresholding
     from fastdiff.models import UNet as UNet
     from fastdiff.samplers import SampleStep as SampleStep
@@ -43,6 +49,14 @@ _HOME = {
     "timesteps": "fastdiff.schedules",
 }
 __all__ = ["__version__", *_HOME]
+
+# Names that ask for a library more, so that `from fastdiff import *` does not.
+_HOME |= {
+    "DDIMInverseScheduler": "fastdiff.compat.diffusers",
+    "DDIMScheduler": "fastdiff.compat.diffusers",
+    "DDPMScheduler": "fastdiff.compat.diffusers",
+    "DPMSolverMultistepScheduler": "fastdiff.compat.diffusers",
+}
 
 
 def __getattr__(name: str) -> Any:

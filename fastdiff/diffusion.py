@@ -44,11 +44,19 @@ class DynamicThresholding:
 
     def bound(self, x_start: Tensor) -> Tensor:
         """s [N] for x_start [N, ...], in float32 at least; linear between ranks."""
-        ascending = x_start.to(_compute_dtype(x_start)).abs().flatten(1).sort(dim=1).values
-        # By ranks, since torch.quantile refuses more than 2**24 elements.
-        rank = self.percentile * (ascending.shape[1] - 1)
-        low, high = ascending[:, math.floor(rank)], ascending[:, math.ceil(rank)]
-        return torch.lerp(low, high, rank - math.floor(rank)).clamp(1.0, self.max_value)
+        return magnitude_quantile(x_start, self.percentile).clamp(1.0, self.max_value)
+
+
+def magnitude_quantile(x: Tensor, q: float) -> Tensor:
+    """The q-quantile [N] of |x| over each sample of x [N, ...], q in [0, 1].
+
+    In float32 at least; linear between ranks.
+    """
+    ascending = x.to(_compute_dtype(x)).abs().flatten(1).sort(dim=1).values
+    # By ranks, since torch.quantile refuses more than 2**24 elements.
+    rank = q * (ascending.shape[1] - 1)
+    low, high = ascending[:, math.floor(rank)], ascending[:, math.ceil(rank)]
+    return torch.lerp(low, high, rank - math.floor(rank))
 
 
 Clip = bool | float | DynamicThresholding

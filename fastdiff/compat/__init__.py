@@ -1,0 +1,1 @@
+"""Drop-in faces of other libraries over fastdiff's own parts."""
