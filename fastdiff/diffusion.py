@@ -113,6 +113,14 @@ def q_step(schedule: NoiseSchedule, x_prev: Tensor, t: Tensor, noise: Tensor) ->
     return _mix(t, (np.sqrt(schedule.alphas), x_prev), (np.sqrt(schedule.betas), noise))
 
 
+def q_mean_variance(schedule: NoiseSchedule, x_start: Tensor, t: Tensor) -> Gaussian:
+    """q(x_t | x_0) (Ho et al. 2020, eq. 4); arguments as in q_sample."""
+    compute = x_start.to(_compute_dtype(x_start))
+    mean = (_gather(schedule.sqrt_alphas_cumprod, t, compute) * compute).to(x_start.dtype)
+    variance = 1 - schedule.alphas_cumprod
+    return Gaussian(mean, _gather(variance, t, mean), _gather(np.log(variance), t, mean))
+
+
 def q_posterior_mean_variance(
     schedule: NoiseSchedule, x_start: Tensor, x_t: Tensor, t: Tensor
 ) -> Gaussian:
@@ -194,6 +202,7 @@ def p_mean_variance(
     prediction_type: str = "epsilon",
     variance_type: str = "fixed_small",
     clip: Clip = True,
+    denoised_fn: Callable[[Tensor], Tensor] | None = None,
 ) -> ModelGaussian:
     """p(x_{t-1} | x_t) from the model's output at (x_t, t) (Ho et al. 2020, section 3.2).
 
@@ -204,6 +213,7 @@ def p_mean_variance(
         x_t: [N, C, ...].
         t: [N] int64 in 0..T-1.
         clip: True clips x_0 to [-1, 1], a number to that bound, False not at all.
+        denoised_fn: applied to x_0 before it is clipped.
 
     Raises:
         ValueError: an unknown type, a shape that does not fit it, or t out of range.
@@ -216,7 +226,7 @@ def p_mean_variance(
             f"channels for x_t of {channels}; got {model_output.shape[1]}."
         )
     pred = predict_x_start(schedule, model_output[:, :channels], x_t, t, prediction_type)
-    pred = clip_x_start(pred, clip)
+    pred = clip_x_start(pred if denoised_fn is None else denoised_fn(pred), clip)
     posterior = q_posterior_mean_variance(schedule, pred, x_t, t)
     if learned:
         offset, scale = learned_log_variance(schedule, variance_type)

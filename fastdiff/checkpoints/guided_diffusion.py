@@ -17,6 +17,7 @@ from fastdiff.checkpoints._naming import (
     unbuilt,
 )
 from fastdiff.checkpoints._reading import CheckpointError
+from fastdiff.models.classifier import NoisyClassifier
 from fastdiff.models.config import UNetConfig
 from fastdiff.models.unet import UNet
 from fastdiff.schedules import NoiseSchedule
@@ -74,7 +75,7 @@ def load_unet(
     config = _config(weights, what) | {"sample_size": image_size}
     heads = _head_config(config, num_heads, num_head_channels, source)
     unet = unbuilt(config | heads, source)
-    check_fit(what, _to_dialect(unet.state_dict(), unet.config, use_new_attention_order), weights)
+    check_fit(what, to_dialect(unet.state_dict(), unet.config, use_new_attention_order), weights)
     ours = from_dialect(weights, unet, use_new_attention_order)
     return filled(unet, ours, dtype)
 
@@ -85,7 +86,7 @@ def state_dict_of(unet: UNet, *, use_new_attention_order: bool = False) -> dict[
     Raises CheckpointError, with the reason, for a UNet that UNetModel cannot be.
     """
     check_expressible(unet.config)
-    return _to_dialect(unet.state_dict(), unet.config, use_new_attention_order)
+    return to_dialect(unet.state_dict(), unet.config, use_new_attention_order)
 
 
 def check_expressible(config: UNetConfig) -> None:
@@ -160,15 +161,17 @@ def schedule_of(name: str, steps: int) -> NoiseSchedule:
 
 
 def from_dialect(
-    weights: Mapping[str, Tensor], unet: UNet, use_new_attention_order: bool = False
+    weights: Mapping[str, Tensor],
+    network: UNet | NoisyClassifier,
+    use_new_attention_order: bool = False,
 ) -> dict[str, Tensor]:
-    """Weights that fit `unet`, under our names."""
+    """Weights that fit the network, under our names."""
     ours = {}
-    for name, theirs in _names(unet.config, unet.state_dict()).items():
+    for name, theirs in _names(network.config, network.state_dict()).items():
         stem, part, leaf = _split(theirs)
         if part in _QKV:
             qkv = weights[f"{stem}.qkv.{leaf}"]
-            heads = unet.config.heads(len(qkv) // 3)
+            heads = network.config.heads(len(qkv) // 3)
             ours[name] = _unpacked(qkv, heads, use_new_attention_order)[_QKV.index(part)]
         else:
             tensor = weights[theirs]
@@ -176,9 +179,10 @@ def from_dialect(
     return ours
 
 
-def _to_dialect(
+def to_dialect(
     weights: Mapping[str, Tensor], config: UNetConfig, use_new_attention_order: bool
 ) -> dict[str, Tensor]:
+    """The weights of a UNet or NoisyClassifier of `config` under guided-diffusion's names."""
     converted = {}
     for name, theirs in _names(config, weights).items():
         stem, part, leaf = _split(theirs)
@@ -246,6 +250,7 @@ def _modules(config: UNetConfig) -> Iterator[tuple[str, str]]:
         yield f"up_blocks.{i}.upsamplers.0", f"output_blocks.{n}.{place}"
     yield "conv_norm_out", "out.0"
     yield "conv_out", "out.2"
+    yield "head", "out"  # of a classifier
 
 
 def _config(weights: Mapping[str, Tensor], what: str) -> dict[str, Any]:

@@ -45,8 +45,8 @@ class UNet(nn.Module):
         self.time_proj, time_channels = time_features(self.config)
         self.time_embedding = EmbeddingMLP(time_channels, self.config.time_embed_dim)
         self.class_embedding = class_embedding(self.config, time_channels)
-        self.down_blocks = nn.ModuleList(_down_levels(self.config))
-        self.mid_block = _middle(self.config)
+        self.down_blocks = nn.ModuleList(down_levels(self.config))
+        self.mid_block = middle_level(self.config)
         self.up_blocks = nn.ModuleList(_up_levels(self.config))
         self.conv_norm_out = Norm(self.config.norm_num_groups, channels[0], self.config.norm_eps)
         self.conv_out = nn.Conv2d(channels[0], self.config.out_channels, 3, padding=1)
@@ -247,7 +247,8 @@ class UNet(nn.Module):
                 )
 
 
-def _down_levels(config: UNetConfig) -> Iterator[DownLevel]:
+def down_levels(config: UNetConfig) -> Iterator[DownLevel]:
+    """The levels on the way down, the widest resolution first."""
     widths = config.block_out_channels
     for i, block_type in enumerate(config.down_block_types):
         width, entry = widths[i], widths[max(i - 1, 0)]
@@ -262,7 +263,8 @@ def _down_levels(config: UNetConfig) -> Iterator[DownLevel]:
         yield DownLevel(resnets, _attentions(config, block_type, width, len(inputs)), sampler)
 
 
-def _middle(config: UNetConfig) -> MiddleLevel | None:
+def middle_level(config: UNetConfig) -> MiddleLevel | None:
+    """The blocks between the way down and the way up."""
     if config.mid_block_type is None:
         return None
     width = config.block_out_channels[-1]

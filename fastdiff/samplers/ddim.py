@@ -34,6 +34,21 @@ def ddim_columns(
     return columns | {"c_o": direction * eps_of_source}
 
 
+def ddim_reverse_columns(schedule: NoiseSchedule, prediction_type: str) -> Columns:
+    """Row T-1-t leads from t up to t + 1, the last one to no signal at all (eq. 12, reversed).
+
+    As guided-diffusion's reverse ODE: epsilon is taken from the x_0 of where the step begins.
+    """
+    visited = np.arange(schedule.num_timesteps - 1, -1, -1)
+    above = np.append(schedule.alphas_cumprod[1:], 0.0)[visited]
+    of_x_t, of_x_start = (c[visited] for c in conversion(schedule, "x_start", "epsilon"))
+    direction = np.sqrt(1 - above)
+    return prediction_columns(schedule, visited, prediction_type) | {
+        "c_0": np.sqrt(above) + direction * of_x_start,
+        "c_x": direction * of_x_t,
+    }
+
+
 def ddim_inverse_columns(
     schedule: NoiseSchedule, visited: NDArray[np.int64], prediction_type: str
 ) -> Columns:
