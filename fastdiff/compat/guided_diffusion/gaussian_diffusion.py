@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +21,8 @@ from fastdiff.compat.guided_diffusion._kinds import (
     betas_for_alpha_bar,
     get_named_beta_schedule,
 )
+from fastdiff.compat.guided_diffusion._loops import SamplingLoops
 from fastdiff.compat.guided_diffusion.nn import mean_flat
-from fastdiff.samplers.progress import progress_bar
 from fastdiff.schedules import NoiseSchedule
 
 __all__ = [
@@ -38,7 +37,7 @@ __all__ = [
 Function = Callable[..., Any]
 
 
-class GaussianDiffusion:
+class GaussianDiffusion(SamplingLoops):
     """A diffusion process: training losses, sampling, the variational bound.
 
     Args:
@@ -227,84 +226,6 @@ class GaussianDiffusion:
         p = self.p_mean_variance(model, x, t, clip_denoised, denoised_fn, model_kwargs)
         return self._steps.of_x_start(x, p["pred_xstart"], t, "reverse", None)
 
-    def p_sample_loop(
-        self,
-        model: Function,
-        shape: Sequence[int],
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: Callable[[Tensor], Tensor] | None = None,
-        cond_fn: Function | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-    ) -> Tensor:
-        """The last "sample" of p_sample_loop_progressive."""
-        *_, final = self.p_sample_loop_progressive(
-            model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device,
-            progress,
-        )  # fmt: skip
-        return final["sample"]
-
-    def p_sample_loop_progressive(
-        self,
-        model: Function,
-        shape: Sequence[int],
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: Callable[[Tensor], Tensor] | None = None,
-        cond_fn: Function | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-    ) -> Iterator[dict[str, Tensor]]:
-        """What p_sample gives at each timestep, from noise [N, C, ...] (torch's own) down."""
-        return self._walk(
-            self.p_sample, model, shape, noise, device, progress,
-            clip_denoised=clip_denoised, denoised_fn=denoised_fn, cond_fn=cond_fn,
-            model_kwargs=model_kwargs,
-        )  # fmt: skip
-
-    def ddim_sample_loop(
-        self,
-        model: Function,
-        shape: Sequence[int],
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: Callable[[Tensor], Tensor] | None = None,
-        cond_fn: Function | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        eta: float = 0.0,
-    ) -> Tensor:
-        """The last "sample" of ddim_sample_loop_progressive."""
-        *_, final = self.ddim_sample_loop_progressive(
-            model, shape, noise, clip_denoised, denoised_fn, cond_fn, model_kwargs, device,
-            progress, eta,
-        )  # fmt: skip
-        return final["sample"]
-
-    def ddim_sample_loop_progressive(
-        self,
-        model: Function,
-        shape: Sequence[int],
-        noise: Tensor | None = None,
-        clip_denoised: bool = True,
-        denoised_fn: Callable[[Tensor], Tensor] | None = None,
-        cond_fn: Function | None = None,
-        model_kwargs: dict[str, Any] | None = None,
-        device: torch.device | str | None = None,
-        progress: bool = False,
-        eta: float = 0.0,
-    ) -> Iterator[dict[str, Tensor]]:
-        """As p_sample_loop_progressive, by ddim_sample."""
-        return self._walk(
-            self.ddim_sample, model, shape, noise, device, progress,
-            clip_denoised=clip_denoised, denoised_fn=denoised_fn, cond_fn=cond_fn,
-            model_kwargs=model_kwargs, eta=eta,
-        )  # fmt: skip
-
     def training_losses(
         self,
         model: Function,
@@ -412,29 +333,6 @@ class GaussianDiffusion:
     def _plain(self) -> bool:
         """Whether p_mean_variance is ours, so that a step may be one op."""
         return type(self).p_mean_variance is GaussianDiffusion.p_mean_variance
-
-    def _walk(
-        self,
-        step: Function,
-        model: Function,
-        shape: Sequence[int],
-        noise: Tensor | None,
-        device: torch.device | str | None,
-        progress: bool,
-        **options: Any,
-    ) -> Iterator[dict[str, Tensor]]:
-        if device is None:
-            device = next(model.parameters()).device  # type: ignore[attr-defined]
-        x = torch.randn(*shape, device=device) if noise is None else noise
-        with progress_bar() if progress else nullcontext() as show:
-            for i in reversed(range(self.num_timesteps)):
-                t = torch.full((shape[0],), i, device=device)
-                with torch.no_grad():
-                    out = step(model, x, t, **options)
-                if show:
-                    show(self.num_timesteps - i, self.num_timesteps)
-                yield out
-                x = out["sample"]
 
 
 def _whole(gaussian: diffusion.Gaussian, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -18,6 +18,26 @@ def model_and_diffusion_defaults():
     }  # fmt: skip
 
 
+def add_dict_to_argparser(parser, defaults):
+    for name, default in defaults.items():
+        read = (lambda text: text == "True") if isinstance(default, bool) else type(default)
+        parser.add_argument(f"--{name}", default=default, type=read)
+
+
+def args_to_dict(args, keys):
+    return {key: getattr(args, key) for key in keys}
+
+
+class SpacedDiffusion(Diffusion):
+    """The loops by the original's keywords."""
+
+    def p_sample_loop(self, model, shape, clip_denoised=True, model_kwargs=None):
+        return super().p_sample_loop(model, shape, clip=clip_denoised, kwargs=model_kwargs)
+
+    def ddim_sample_loop(self, model, shape, clip_denoised=True, model_kwargs=None):
+        return super().ddim_sample_loop(model, shape, clip=clip_denoised, kwargs=model_kwargs)
+
+
 def create_model_and_diffusion(**flags):
     model = UNetModel(
         model_channels=flags["num_channels"],
@@ -35,7 +55,7 @@ def create_model_and_diffusion(**flags):
         use_new_attention_order=flags["use_new_attention_order"],
     )
     steps = flags["diffusion_steps"]
-    diffusion = Diffusion(
+    diffusion = SpacedDiffusion(
         named_betas(flags["noise_schedule"], steps),
         mean="START_X" if flags["predict_xstart"] else "EPSILON",
         var="LEARNED_RANGE" if flags["learn_sigma"] else "FIXED_LARGE",
