@@ -64,7 +64,8 @@ class DDPMScheduler(TimestepFace, diffusers.DDPMScheduler):
             )
         table = self._rows(sample.device, "step", self._columns)
         noise: dict[str, Any] = {}
-        if self._known(timestep) != 0:
+        known = self._known(timestep)
+        if known is None or known > 0:
             like, dtype = model_output[:, :channels], model_output.dtype
             noise = self._drawn(like, generator, seed, sample_index, dtype)
         if self.variance_type == "learned" and self.diffusers_exact:

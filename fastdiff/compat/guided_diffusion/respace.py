@@ -37,15 +37,21 @@ class SpacedDiffusion(GaussianDiffusion):
         base = NoiseSchedule.from_betas(kwargs["betas"])
         self.original_num_steps = base.num_timesteps
         self.timestep_map = [t for t in range(base.num_timesteps) if t in self.use_timesteps]
+        self._maps: dict[torch.device, Tensor] = {}
         kept = base.respace(self.timestep_map[::-1])
         super().__init__(**kwargs | {"betas": kept.betas})
 
     def _wrap_model(self, model: Callable[..., Any]) -> Callable[..., Any]:
         if isinstance(model, _WrappedModel):
             return model
-        return _WrappedModel(
-            model, self.timestep_map, self.rescale_timesteps, self.original_num_steps
-        )
+        return _WrappedModel(model, self._original, self.rescale_timesteps, self.original_num_steps)
+
+    def _original(self, t: Tensor) -> Tensor:
+        """The base process's timesteps."""
+        if t.device not in self._maps:  # kept, so that a step copies nothing to the device
+            with torch.inference_mode(False):
+                self._maps[t.device] = torch.tensor(self.timestep_map).to(t.device)
+        return self._maps[t.device][t]
 
     def _scale_timesteps(self, t: Tensor) -> Tensor:
         return t  # the wrapped model does it
@@ -57,17 +63,17 @@ class _WrappedModel:
     def __init__(
         self,
         model: Callable[..., Any],
-        timestep_map: Sequence[int],
+        original: Callable[[Tensor], Tensor],
         rescale_timesteps: bool,
         original_num_steps: int,
     ) -> None:
         self.model = model
-        self.timestep_map = timestep_map
+        self.original = original
         self.rescale_timesteps = rescale_timesteps
         self.original_num_steps = original_num_steps
 
     def __call__(self, x: Tensor, ts: Tensor, **kwargs: Any) -> Any:
-        original = torch.tensor(self.timestep_map, dtype=ts.dtype).to(ts.device)[ts]
+        original = self.original(ts)
         if self.rescale_timesteps:
             original = original.float() * (1000.0 / self.original_num_steps)
         return self.model(x, original, **kwargs)

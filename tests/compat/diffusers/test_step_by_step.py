@@ -125,6 +125,34 @@ def test_ddpm_before_set_timesteps_and_by_a_list_of_them() -> None:
     assert_same(ours, theirs)
 
 
+@pytest.mark.parametrize("name", ["DDPM", "DDIM", "DDIMInverse"])
+def test_the_timestep_below_zero(name: str) -> None:
+    """61 trailing steps are 62, the last at -1: a rounded range is one longer than asked for."""
+    ours, theirs = pair(name, timestep_spacing="trailing")
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(61)
+    assert -1 in theirs.timesteps.tolist()
+    assert_same(ours, theirs)
+    right = getattr(fastdiff, f"{name}Scheduler")(
+        timestep_spacing="trailing", diffusers_exact=False
+    )
+    right.set_timesteps(61)
+    assert len(right.timesteps) == 61 and right.timesteps.min() >= 0
+
+
+@pytest.mark.parametrize("name", ["DDPM", "DDIM"])
+def test_epsilon_where_there_is_no_signal(name: str) -> None:
+    """x_0 is infinite there, and clipped."""
+    ours, theirs = pair(name, rescale_betas_zero_snr=True)
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(1000)
+    x, out = noise(0), noise(1)
+    found, expected = (s.step(out, 999, x, generator=torch.manual_seed(0)) for s in (ours, theirs))
+    assert (expected.pred_original_sample.abs() == 1).all()
+    assert torch.equal(found.pred_original_sample, expected.pred_original_sample)
+    torch.testing.assert_close(found.prev_sample, expected.prev_sample)
+
+
 @pytest.mark.parametrize("rederived", [False, True])
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
 @pytest.mark.parametrize("clip", CLIPS)
