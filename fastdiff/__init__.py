@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from fastdiff.compat.diffusers import (
         DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
     )
+    from fastdiff.compat.diffusers import accelerate as accelerate
+    from fastdiff.compat.diffusers import restore as restore
     from fastdiff.diffusion import DynamicThresholding as DynamicThresholding
     from fastdiff.models import UNet as UNet
     from fastdiff.samplers import SampleStep as SampleStep
@@ -56,6 +58,8 @@ _HOME |= {
     "DDIMScheduler": "fastdiff.compat.diffusers",
     "DDPMScheduler": "fastdiff.compat.diffusers",
     "DPMSolverMultistepScheduler": "fastdiff.compat.diffusers",
+    "accelerate": "fastdiff.compat.diffusers",
+    "restore": "fastdiff.compat.diffusers",
 }
 
 

@@ -127,7 +127,7 @@ import fastdiff, fastdiff.ops
 for name in fastdiff.__all__:
     getattr(fastdiff, name)
 for name in ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler",
-             "DPMSolverMultistepScheduler"):
+             "DPMSolverMultistepScheduler", "accelerate", "restore"):
     assert name in dir(fastdiff)
     try:
         getattr(fastdiff, name)

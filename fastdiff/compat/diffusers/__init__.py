@@ -1,4 +1,4 @@
-"""diffusers' schedulers with a fused step: its classes, constructors, configs and numbers."""
+"""diffusers' schedulers with a fused step, and its pipelines and models on fastdiff's ops."""
 
 from importlib import import_module
 
@@ -9,10 +9,11 @@ except ModuleNotFoundError as error:
         raise
     raise ImportError(
         "fastdiff's DDPMScheduler, DDIMScheduler, DDIMInverseScheduler and "
-        "DPMSolverMultistepScheduler stand in for those of diffusers, which is not installed: "
-        "pip install diffusers."
+        "DPMSolverMultistepScheduler stand in for those of diffusers, and accelerate and restore "
+        "take its pipelines and models; it is not installed: pip install diffusers."
     ) from None
 
+from fastdiff.compat.diffusers.accelerating import accelerate, restore
 from fastdiff.compat.diffusers.ddim import DDIMScheduler
 from fastdiff.compat.diffusers.ddim_inverse import DDIMInverseScheduler
 from fastdiff.compat.diffusers.ddpm import DDPMScheduler
@@ -23,4 +24,6 @@ __all__ = [
     "DDIMScheduler",
     "DDPMScheduler",
     "DPMSolverMultistepScheduler",
+    "accelerate",
+    "restore",
 ]

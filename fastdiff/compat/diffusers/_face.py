@@ -52,13 +52,28 @@ def constructor(theirs: type) -> Callable[..., None]:
 class Face:
     """Comes before diffusers' class among the bases."""
 
-    diffusers_exact: bool
-    seed: int | None
+    diffusers_exact: bool = True
+    seed: int | None = None
     config: Any
     timesteps: Tensor
     alphas_cumprod: Tensor
     num_inference_steps: int | None
     _thresholds = True  # whether diffusers' class knows thresholding
+
+    @classmethod
+    def adopt(cls, scheduler: Any) -> None:
+        """Turn a scheduler of the class that this one stands in for into this one, in place."""
+        theirs = type(scheduler)
+        scheduler.__dict__.update(_adopted=theirs, __module__=theirs.__module__)
+        scheduler.__class__ = cls
+
+    def release(self) -> None:
+        """Undo `adopt`, if that is where this scheduler comes from."""
+        if "_adopted" in self.__dict__:
+            theirs = self.__dict__["_adopted"]
+            for name in ("_adopted", "__module__", "_read", "_rested_on", "_tables"):
+                self.__dict__.pop(name, None)
+            self.__class__ = theirs
 
     def set_timesteps(
         self,
