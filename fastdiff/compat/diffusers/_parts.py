@@ -81,10 +81,10 @@ class FusedAttention(Attention):
         **kwargs: Any,
     ) -> Any:
         """[N, C, H, W] -> the same, if neither other states nor a mask are given."""
-        plain = encoder_hidden_states is None and attention_mask is None and not kwargs.keys() - {
-            "temb"  # which this attention would pass over
-        }  # fmt: skip
-        if not plain or hidden_states.ndim != 4 or not attends_plainly(self):
+        alone = encoder_hidden_states is None and attention_mask is None
+        autocast = torch.is_autocast_enabled(hidden_states.device.type)  # the op is outside of it
+        plain = alone and not autocast and hidden_states.ndim == 4 and not kwargs.keys() - {"temb"}
+        if not plain or not attends_plainly(self):
             return super().forward(hidden_states, encoder_hidden_states, attention_mask, **kwargs)
         norm, three = self.group_norm, (self.to_q, self.to_k, self.to_v)
         out: Any = self.to_out[0]

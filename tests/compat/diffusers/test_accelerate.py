@@ -139,6 +139,28 @@ def test_training_goes_on(build: Any) -> None:
         torch.testing.assert_close(gradients[1][name], expected, rtol=1e-9, atol=1e-11)
 
 
+@pytest.mark.parametrize("build", [unet, conditioned])
+def test_under_autocast(build: Any) -> None:
+    given = next(inputs for b, _, inputs in MODELS.values() if b is build)
+    model = build()
+    with torch.no_grad():
+        exact = model(*given).sample
+        with torch.autocast("cpu", torch.bfloat16):
+            theirs, ours = (
+                change(model)(*given).sample for change in (nn.Module.eval, fastdiff.accelerate)
+            )
+    assert ours.dtype == theirs.dtype == torch.bfloat16
+    assert (ours - exact).abs().max() < 2 * (theirs - exact).abs().max()
+
+
+def test_the_compiler_sees_one_graph() -> None:
+    model = fastdiff.accelerate(unet())
+    x, t = MODELS["ddpm"][2]
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x, t).sample, model(x, t).sample, rtol=2e-5, atol=2e-5)
+
+
 def test_again_changes_nothing_and_copies_are_as_fast() -> None:
     model = fastdiff.accelerate(unet())
     once = kinds(model)
