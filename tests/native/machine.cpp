@@ -99,6 +99,7 @@ void yield() {
 void live() {
   for (;;) {
     machine.thread(machine.argument);
+    check_rewrites(current->rewrites);
     current->waits_for = nullptr;
     ++machine.ended;
     yield();
@@ -125,6 +126,7 @@ void make_fibre(Fibre& fibre) {
 enum class Orders { nothing, warp, block, cluster };
 
 void meet(Meeting& meeting, const char* what, Orders orders) {
+  check_rewrites(current->rewrites);
   current->waits_for = what;
   meeting.there.push_back(current);
   if (meeting.there.size() < meeting.size) {
@@ -167,11 +169,12 @@ void place_thread(Fibre& fibre, Block& block, unsigned index) {
   fibre.index = index;
   fibre.gathered = 0;
   fibre.waits_for = nullptr;
+  fibre.rewrites.clear();
   fibre.copies.clear();
   fibre.groups.clear();
   fibre.grouped = 0;
   fibre.now = {block.index * static_cast<unsigned>(block.meeting.size) + index + 1,
-               machine.launch, 0, 0, 0};
+               machine.launch, 0, 0, 1};
   if (fibre.fresh) make_fibre(fibre);
   machine.ready.push_back(&fibre);
 }

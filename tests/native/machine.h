@@ -66,6 +66,7 @@ struct Thread {
   unsigned index = 0, gathered = 0;
   Clock now;
   const char* waits_for = nullptr;  // null while it runs
+  std::vector<Rewrite> rewrites;
   std::vector<Copy> copies;
   std::deque<std::size_t> groups;  // of copies: how many each has
   std::size_t grouped = 0;

@@ -27,6 +27,14 @@ Region* region_of(const void* p, std::size_t size) {
   return nullptr;
 }
 
+unsigned place(const Clock& clock) { return (clock.thread - 1) % team.threads_of_block; }
+
+bool of_own_warp(const Clock& other) {
+  const unsigned a = other.thread - 1, b = current->now.thread - 1;
+  return a / team.threads_of_block == b / team.threads_of_block &&
+         place(other) / kLanes == place(current->now) / kLanes;
+}
+
 // Whether what was done at `earlier` is done, and seen, for the thread that runs.
 bool before(const Clock& earlier) {
   const Clock& now = current->now;
@@ -38,25 +46,24 @@ bool before(const Clock& earlier) {
   if (earlier.cluster < now.cluster) return true;
   if (a / team.threads_of_block != b / team.threads_of_block) return false;
   if (earlier.block < now.block) return true;
-  const bool same_warp =
-      a % team.threads_of_block / kLanes == b % team.threads_of_block / kLanes;
-  return same_warp && earlier.warp < now.warp;
+  return of_own_warp(earlier) && earlier.warp < now.warp;
 }
 
-unsigned place(const Clock& clock) { return (clock.thread - 1) % team.threads_of_block; }
-
-void read(Cell& cell, const void* code) {
+void read(Cell& cell, const Clock& as, const void* code) {
   if (cell.in_flight) complain(code, "reads what a copy is still bringing");
   if (cell.write.thread == 0) complain(code, "reads what was never written");
   if (!before(cell.write)) {
     complain(code, "races: reads what thread %u wrote, no barrier between", place(cell.write));
   }
   Clock& first = cell.reads[0];
-  (before(first) ? first : cell.reads[1]) = current->now;
+  (before(first) ? first : cell.reads[1]) = as;
 }
 
-void write(Cell& cell, const void* code) {
-  if (!before(cell.write)) {
+void write(Cell& cell, const unsigned char* at, const void* code) {
+  if (!before(cell.write) && of_own_warp(cell.write)) {
+    const auto* const word = reinterpret_cast<const std::uint16_t*>(at);
+    current->rewrites.push_back({word, *word, code});
+  } else if (!before(cell.write)) {
     complain(code, "races: writes what thread %u wrote, no barrier between", place(cell.write));
   }
   for (const Clock& by : cell.reads) {
@@ -71,7 +78,17 @@ void write(Cell& cell, const void* code) {
 template <class Visit>
 void each_cell(Region& r, const void* p, std::size_t size, const Visit& visit) {
   const std::size_t from = static_cast<const unsigned char*>(p) - r.first;
-  for (std::size_t i = from / 2; i < (from + size + 1) / 2; ++i) visit(r.cells[i]);
+  for (std::size_t i = from / 2; i < (from + size + 1) / 2; ++i) visit(r.cells[i], r.first + 2 * i);
+}
+
+void read(Region& r, const void* from, std::size_t size, const Clock& as, const void* code) {
+  each_cell(r, from, size, [&](Cell& cell, auto) { read(cell, as, code); });
+}
+
+void read(const void* from, std::size_t size, const Clock& as, const void* code) {
+  Region* const r = region_of(from, size);
+  if (r == nullptr) complain(code, "reads %zu bytes out of bounds", size);
+  read(*r, from, size, as, code);
 }
 
 bool of_own_stack(const void* p) { return between(p, current->stack, current->stack_end); }
@@ -91,26 +108,39 @@ void know_memory(void* first, std::size_t bytes, bool written) {
 void forget_memory() { known.clear(); }
 
 void check_read(Region& r, const void* from, std::size_t size, const void* code) {
-  each_cell(r, from, size, [&](Cell& cell) { read(cell, code); });
+  read(r, from, size, current->now, code);
 }
 
 void check_read(const void* from, std::size_t size, const void* code) {
   if (current == nullptr || of_own_stack(from) || between(from, &__ehdr_start, &_end)) return;
-  Region* const r = region_of(from, size);
-  if (r == nullptr) complain(code, "reads %zu bytes out of bounds", size);
-  check_read(*r, from, size, code);
+  read(from, size, current->now, code);
+}
+
+void check_read_of_warp(const void* from, std::size_t size, const void* code) {
+  Clock past = current->now;
+  --past.warp;
+  read(from, size, past, code);
 }
 
 void check_write(void* to, std::size_t size, const void* code) {
   if (current == nullptr || of_own_stack(to)) return;
   Region* const r = region_of(to, size);
   if (r == nullptr) complain(code, "writes %zu bytes out of bounds", size);
-  each_cell(*r, to, size, [&](Cell& cell) { write(cell, code); });
+  each_cell(*r, to, size, [&](Cell& cell, const auto* at) { write(cell, at, code); });
+}
+
+void check_rewrites(std::vector<Rewrite>& rewrites) {
+  for (const Rewrite& rewrite : rewrites) {
+    if (*rewrite.at != rewrite.was) {
+      complain(rewrite.code, "races: writes another value where its warp wrote");
+    }
+  }
+  rewrites.clear();
 }
 
 void check_copy(void* to, std::size_t size, const void* code) {
   check_write(to, size, code);
-  each_cell(current->block->shared, to, size, [](Cell& cell) { cell.in_flight = true; });
+  each_cell(current->block->shared, to, size, [](Cell& cell, auto) { cell.in_flight = true; });
 }
 
 }  // namespace on_cpu

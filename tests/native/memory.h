@@ -45,10 +45,20 @@ void know_memory(void* first, std::size_t bytes, bool written);
 void forget_memory();
 
 void check_read(const void* from, std::size_t size, const void* code);
+// By an instruction of the whole warp, which is over for all lanes or for none.
+void check_read_of_warp(const void* from, std::size_t size, const void* code);
 void check_write(void* to, std::size_t size, const void* code);
 
 // Another block's shared memory.
 void check_read(Region& region, const void* from, std::size_t size, const void* code);
+
+// What the running thread wrote over other lanes' writes must be what they wrote.
+struct Rewrite {
+  const std::uint16_t* at;
+  std::uint16_t was;
+  const void* code;
+};
+void check_rewrites(std::vector<Rewrite>& rewrites);
 
 // The asynchronous copy to these bytes begins; check_write ends it.
 void check_copy(void* to, std::size_t size, const void* code);
