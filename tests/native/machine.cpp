@@ -73,8 +73,8 @@ void describe_waiting(char* to, std::size_t size) {
     if (what == nullptr || std::count(told.begin(), told.end(), what) > 0 || at >= size) continue;
     told.push_back(what);
     const auto same = [&](const Fibre& f) { return f.waits_for == what; };
-    const auto count = std::count_if(machine.fibres.begin(),
-                                     machine.fibres.begin() + machine.running, same);
+    const auto count =
+        std::count_if(machine.fibres.begin(), machine.fibres.begin() + machine.running, same);
     at += std::snprintf(to + at, size - at, ", %td wait for %s", count, what);
   }
 }
@@ -173,8 +173,8 @@ void place_thread(Fibre& fibre, Block& block, unsigned index) {
   fibre.copies.clear();
   fibre.groups.clear();
   fibre.grouped = 0;
-  fibre.now = {block.index * static_cast<unsigned>(block.meeting.size) + index + 1,
-               machine.launch, 0, 0, 1};
+  fibre.now = {block.index * static_cast<unsigned>(block.meeting.size) + index + 1, machine.launch,
+               0, 0, 1};
   if (fibre.fresh) make_fibre(fibre);
   machine.ready.push_back(&fibre);
 }
@@ -249,9 +249,7 @@ Block& block_of_cluster(unsigned rank) {
   return machine.blocks[rank];
 }
 
-unsigned rank_in_cluster() {
-  return static_cast<unsigned>(current->block - machine.blocks.data());
-}
+unsigned rank_in_cluster() { return static_cast<unsigned>(current->block - machine.blocks.data()); }
 
 void meet_warp() { meet(current->warp->meeting, "__syncwarp", Orders::warp); }
 void meet_block() { meet(current->block->meeting, "__syncthreads", Orders::block); }

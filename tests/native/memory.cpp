@@ -147,14 +147,16 @@ void check_copy(void* to, std::size_t size, const void* code) {
 
 extern "C" {
 
-#define ACCESS(size)                                                                \
-  void __tsan_read##size(const void* p) {                                           \
-    on_cpu::check_read(p, size, __builtin_return_address(0));                       \
-  }                                                                                 \
-  void __tsan_write##size(void* p) {                                                \
-    on_cpu::check_write(p, size, __builtin_return_address(0));                      \
-  }
-ACCESS(1) ACCESS(2) ACCESS(4) ACCESS(8) ACCESS(16)
+#define ACCESS(size)                                          \
+  void __tsan_read##size(const void* p) {                     \
+    on_cpu::check_read(p, size, __builtin_return_address(0)); \
+  }                                                           \
+  void __tsan_write##size(void* p) { on_cpu::check_write(p, size, __builtin_return_address(0)); }
+ACCESS(1)
+ACCESS(2)
+ACCESS(4)
+ACCESS(8)
+ACCESS(16)
 #undef ACCESS
 
 void __tsan_read_range(const void* p, std::size_t size) {
@@ -165,10 +167,8 @@ void __tsan_write_range(void* p, std::size_t size) {
 }
 void __tsan_init() {}
 
-#define UNDEFINED(name, text)                                  \
-  void __ubsan_handle_##name##_abort() {                       \
-    on_cpu::complain(__builtin_return_address(0), text);       \
-  }
+#define UNDEFINED(name, text) \
+  void __ubsan_handle_##name##_abort() { on_cpu::complain(__builtin_return_address(0), text); }
 UNDEFINED(type_mismatch_v1, "uses a misaligned or null address")
 UNDEFINED(pointer_overflow, "overflows a pointer")
 UNDEFINED(out_of_bounds, "indexes out of an array's bounds")

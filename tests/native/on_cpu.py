@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import subprocess
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -75,8 +74,8 @@ def path() -> Path:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         objects = list(pool.map(lambda source: compiled(source, folder), sources))
     fresh = folder / "linking.so"
-    command = [*compiler().split(), "-shared", "-Wl,-z,defs", "-o", str(fresh), *map(str, objects), "-ldl"]
-    subprocess.run(command, check=True)
+    command = [*compiler().split(), "-shared", "-Wl,-z,defs", *map(str, objects), "-ldl"]
+    subprocess.run([*command, "-o", str(fresh)], check=True)
     return fresh.replace(library)
 
 
@@ -96,15 +95,24 @@ def names() -> dict[int, str]:
     command = ["nm", "--demangle", str(path())]
     text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     lines = re.findall(r"^([0-9a-f]+) [tT] (.*)$", text, re.MULTILINE)
-    return {int(address, 16): name.replace("(anonymous namespace)::", "") for address, name in lines}
+    return {int(place, 16): name.replace("(anonymous namespace)::", "") for place, name in lines}
 
 
-def launches() -> Counter[str]:
-    """The kernels run since the last call, such as `once<float, 4, 1, true>`."""
-    places = (ctypes.c_int64 * 4096)()
-    count = library().take_launches(places, len(places))
-    plain = [names()[place].removeprefix("void ").partition("(")[0] for place in places[:count]]
-    return Counter(re.sub(r"fastdiff::(attention::)?", "", name) for name in plain)
+class Launched(ctypes.Structure):
+    _fields_ = (("kernel", ctypes.c_ssize_t), ("blocks", ctypes.c_uint), ("cluster", ctypes.c_uint))
+
+    def name(self) -> str:
+        """Such as `once<float, 4, 1, true>`, with `in clusters of 2` where it was."""
+        plain = names()[self.kernel].removeprefix("void ").partition("(")[0].replace("> >", ">>")
+        cluster = f" in clusters of {self.cluster}" if self.cluster > 1 else ""
+        return re.sub(r"fastdiff::(attention::)?", "", plain) + cluster
+
+
+def launches() -> list[str]:
+    """The kernels run on the last `device`."""
+    taken = (Launched * 1024)()
+    count = library().take_launches(taken, len(taken))
+    return [launched.name() for launched in taken[:count]]
 
 
 def check(error: bytes | None) -> None:
@@ -123,6 +131,7 @@ def check(error: bytes | None) -> None:
 def device(gpu: Gpu, given: list[Tensor], made: list[Tensor]) -> Iterator[None]:
     """A GPU whose memory holds these tensors alone; those that the kernels make are poisoned."""
     library().set_gpu(gpu.multiprocessors, gpu.shared, gpu.clusters)
+    launches()
     for tensor in made:
         torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage()).fill_(0xFF)
     for tensor, written in [*((t, True) for t in given), *((t, False) for t in made)]:

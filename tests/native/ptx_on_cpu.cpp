@@ -118,7 +118,8 @@ template <bool transposed>
 void load_matrices(std::uint32_t (&to)[4], const void* shared_row) {
   on_cpu::offset_in_shared(shared_row, 16, CODE);
   on_cpu::check_read_of_warp(shared_row, 16, CODE);
-  const auto* const all = on_cpu::gather(transposed ? "ldmatrix.trans" : "ldmatrix", shared_row, 16);
+  const auto* const all =
+      on_cpu::gather(transposed ? "ldmatrix.trans" : "ldmatrix", shared_row, 16);
   const unsigned major = current->lane() / 4, minor = current->lane() % 4 * 2;
   for (int i = 0; i < 4; ++i) {
     std::uint32_t pair[2];

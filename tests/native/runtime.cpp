@@ -16,7 +16,13 @@ constexpr std::size_t kAlwaysAllowed = 48 * 1024;
 constexpr unsigned kMostThreads = 1024, kMostCluster = 8;
 
 std::map<const void*, std::size_t> allowed_shared;
-std::vector<const void*> launched;
+
+// A launch, its kernel told by its place in this library.
+struct Launched {
+  std::ptrdiff_t kernel;
+  unsigned blocks, cluster;
+};
+std::vector<Launched> launches;
 
 }  // namespace
 
@@ -60,7 +66,7 @@ cudaError_t on_cpu::launch(const cudaLaunchConfig_t& config, const void* kernel,
   const bool valid = blocks > 0 && threads > 0 && threads <= kMostThreads && cluster > 0 &&
                      cluster <= (gpu.clusters ? kMostCluster : 1) && blocks % cluster == 0;
   if (!fits || !valid) return cudaErrorInvalidValue;
-  launched.push_back(kernel);
+  launches.push_back({static_cast<const char*>(kernel) - &__ehdr_start, blocks, cluster});
   const Layout layout{blocks, threads, cluster, config.dynamicSmemBytes};
   return run(layout, thread, argument) ? cudaSuccess : cudaErrorLaunchFailure;
 }
@@ -77,11 +83,11 @@ CALLED_FROM_PYTHON void know_memory(void* first, std::size_t bytes, bool written
 
 CALLED_FROM_PYTHON void forget_memory() { on_cpu::forget_memory(); }
 
-// The kernels launched since the last call, as offsets in this library.
-CALLED_FROM_PYTHON int take_launches(std::ptrdiff_t* to, int most) {
-  const int count = std::min(most, static_cast<int>(launched.size()));
-  for (int i = 0; i < count; ++i) to[i] = static_cast<const char*>(launched[i]) - &__ehdr_start;
-  launched.clear();
+// Those since this was last called.
+CALLED_FROM_PYTHON int take_launches(Launched* to, int most) {
+  const int count = std::min(most, static_cast<int>(launches.size()));
+  std::copy(launches.begin(), launches.begin() + count, to);
+  launches.clear();
   return count;
 }
 

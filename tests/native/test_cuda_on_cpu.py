@@ -15,7 +15,7 @@ FAULTS = {
     "read_past_shared": "thread 63 of block 0 reads 4 bytes out of bounds",
     "read_unwritten": "reads what was never written",
     "forget_barrier": "reads what was never written",
-    "forget_second_barrier": "races: writes what thread .* read, no barrier between",
+    "forget_second_barrier": "races: reads what thread .* wrote, no barrier between",
     "barrier_of_a_warp_alone": "reads what",
     "barrier_of_a_part": "deadlock: 1 threads have ended, 63 wait for __syncthreads",
     "shuffle_of_a_part": "diverges: it meets others at __syncwarp, but thread 0 at a shuffle",
@@ -37,14 +37,15 @@ def run(name: str, threads: int = 64) -> torch.Tensor:
 
 def test_a_right_kernel_passes() -> None:
     assert torch.equal(run("turned_round"), torch.arange(64.0).flip(0))
-    assert on_cpu.launches() == {"turned_round": 1}
+    assert on_cpu.launches() == ["turned_round"]
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_faults_are_reported(name: str) -> None:
     with pytest.raises(on_cpu.KernelError, match=FAULTS[name]) as error:
         run(name)
-    assert on_cpu.launches() == {name: 1}
+    [launched] = on_cpu.launches()
+    assert launched.startswith(name)
     if "+0x" in str(error.value):
         assert "wrong_kernels.cu:" in str(error.value)
     test_a_right_kernel_passes()
