@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -65,8 +66,10 @@ def path() -> Path:
     sources = [*cuda_sources(), *HERE.glob("*.cpp"), *HERE.glob("*.cu")]
     folder = ROOT / "build/cuda_on_cpu"
     library = folder / "kernels.so"
-    read = [p for d in (ROOT / "csrc", HERE) for p in d.rglob("*") if p.suffix != ".pyc"]
-    changed = max(p.stat().st_mtime for p in read if p.is_file())
+    read = [
+        p for d in (ROOT / "csrc", HERE) for p in d.rglob("*") if p.suffix in (".h", ".cpp", ".cu")
+    ]
+    changed = max(p.stat().st_mtime for p in [*read, Path(__file__)])
     if library.is_file() and library.stat().st_mtime > changed:
         return library
     shutil.rmtree(folder, ignore_errors=True)
@@ -98,21 +101,32 @@ def names() -> dict[int, str]:
     return {int(place, 16): name.replace("(anonymous namespace)::", "") for place, name in lines}
 
 
+def short(function: str) -> str:
+    """Such as `once<float, 4, 1, true>`."""
+    plain = function.removeprefix("void ").partition("(")[0].replace("> >", ">>")
+    return re.sub(r"fastdiff::(attention::)?", "", plain)
+
+
+def kernels(*templates: str) -> set[str]:
+    """All that the library has of these templates."""
+    return {k for k in map(short, names().values()) if k.partition("<")[0] in templates}
+
+
+class Launch(NamedTuple):
+    kernel: str
+    blocks: int
+    cluster: int
+
+
 class Launched(ctypes.Structure):
-    _fields_ = (("kernel", ctypes.c_ssize_t), ("blocks", ctypes.c_uint), ("cluster", ctypes.c_uint))
-
-    def name(self) -> str:
-        """Such as `once<float, 4, 1, true>`, with `in clusters of 2` where it was."""
-        plain = names()[self.kernel].removeprefix("void ").partition("(")[0].replace("> >", ">>")
-        cluster = f" in clusters of {self.cluster}" if self.cluster > 1 else ""
-        return re.sub(r"fastdiff::(attention::)?", "", plain) + cluster
+    _fields_ = (("place", ctypes.c_ssize_t), ("blocks", ctypes.c_uint), ("cluster", ctypes.c_uint))
 
 
-def launches() -> list[str]:
-    """The kernels run on the last `device`."""
-    taken = (Launched * 1024)()
+def launches() -> list[Launch]:
+    """The kernels run on the last `device`, in order."""
+    taken = (Launched * 64)()
     count = library().take_launches(taken, len(taken))
-    return [launched.name() for launched in taken[:count]]
+    return [Launch(short(names()[t.place]), t.blocks, t.cluster) for t in taken[:count]]
 
 
 def check(error: bytes | None) -> None:
