@@ -125,7 +125,7 @@ class Launched(ctypes.Structure):
 def launches() -> list[Launch]:
     """The kernels run on the last `device`, in order."""
     taken = (Launched * 64)()
-    count = library().take_launches(taken, len(taken))
+    count = library().copy_launches(taken, len(taken))
     return [Launch(short(names()[t.place]), t.blocks, t.cluster) for t in taken[:count]]
 
 
@@ -145,7 +145,6 @@ def check(error: bytes | None) -> None:
 def device(gpu: Gpu, given: list[Tensor], made: list[Tensor]) -> Iterator[None]:
     """A GPU whose memory holds these tensors alone; those that the kernels make are poisoned."""
     library().set_gpu(gpu.multiprocessors, gpu.shared, gpu.clusters)
-    launches()
     for tensor in made:
         torch.tensor([], dtype=torch.uint8).set_(tensor.untyped_storage()).fill_(0xFF)
     for tensor, written in [*((t, True) for t in given), *((t, False) for t in made)]:
@@ -251,6 +250,7 @@ def attention_block(
     eps: float,
     heads: int,
     residual_scale: float,
+    *,
     gpu: Gpu = H200,
 ) -> Tensor:
     """As fastdiff::attention_block_fused: `qkv_weight` holds [C, C] where it comes folded."""

@@ -22,7 +22,7 @@ struct Launched {
   std::ptrdiff_t kernel;
   unsigned blocks, cluster;
 };
-std::vector<Launched> launches;
+std::vector<Launched> launches;  // on this GPU
 
 }  // namespace
 
@@ -75,6 +75,7 @@ cudaError_t on_cpu::launch(const cudaLaunchConfig_t& config, const void* kernel,
 
 CALLED_FROM_PYTHON void set_gpu(int multiprocessors, int shared, int clusters) {
   on_cpu::gpu = {multiprocessors, shared, clusters};
+  launches.clear();
 }
 
 CALLED_FROM_PYTHON void know_memory(void* first, std::size_t bytes, bool written) {
@@ -83,11 +84,9 @@ CALLED_FROM_PYTHON void know_memory(void* first, std::size_t bytes, bool written
 
 CALLED_FROM_PYTHON void forget_memory() { on_cpu::forget_memory(); }
 
-// Those since this was last called.
-CALLED_FROM_PYTHON int take_launches(Launched* to, int most) {
+CALLED_FROM_PYTHON int copy_launches(Launched* to, int most) {
   const int count = std::min(most, static_cast<int>(launches.size()));
   std::copy(launches.begin(), launches.begin() + count, to);
-  launches.clear();
   return count;
 }
 
