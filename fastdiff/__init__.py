@@ -14,13 +14,13 @@ if TYPE_CHECKING:
     from fastdiff.checkpoints import CheckpointError as CheckpointError
     from fastdiff.checkpoints import Pretrained as Pretrained
     from fastdiff.checkpoints import load as load
+    from fastdiff.compat.accelerating import accelerate as accelerate
     from fastdiff.compat.diffusers import DDIMInverseScheduler as DDIMInverseScheduler
     from fastdiff.compat.diffusers import DDIMScheduler as DDIMScheduler
     from fastdiff.compat.diffusers import DDPMScheduler as DDPMScheduler
     from fastdiff.compat.diffusers import (
         DPMSolverMultistepScheduler as DPMSolverMultistepScheduler,
     )
-    from fastdiff.compat.diffusers import accelerate as accelerate
     from fastdiff.compat.diffusers import restore as restore
     from fastdiff.diffusion import DynamicThresholding as DynamicThresholding
     from fastdiff.models import UNet as UNet
@@ -41,6 +41,7 @@ _HOME = {
     "Pretrained": "fastdiff.checkpoints",
     "SampleStep": "fastdiff.samplers",
     "UNet": "fastdiff.models",
+    "accelerate": "fastdiff.compat.accelerating",
     "ddim_invert": "fastdiff.samplers",
     "interpolate_ddim": "fastdiff.samplers",
     "interpolate_ddpm": "fastdiff.samplers",
@@ -58,7 +59,6 @@ _HOME |= {
     "DDIMScheduler": "fastdiff.compat.diffusers",
     "DDPMScheduler": "fastdiff.compat.diffusers",
     "DPMSolverMultistepScheduler": "fastdiff.compat.diffusers",
-    "accelerate": "fastdiff.compat.diffusers",
     "restore": "fastdiff.compat.diffusers",
 }
 

@@ -25,8 +25,8 @@ RANK = {
     "models": 3,
     "likelihood": 3,
     "guidance": 3,
-    "samplers": 4,
-    "engine": 5,
+    "samplers": 5,
+    "engine": 4,
     "checkpoints": 6,
     "training": 7,
     "evaluation": 7,
@@ -127,7 +127,7 @@ import fastdiff, fastdiff.ops
 for name in fastdiff.__all__:
     getattr(fastdiff, name)
 for name in ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler",
-             "DPMSolverMultistepScheduler", "accelerate", "restore"):
+             "DPMSolverMultistepScheduler", "restore"):
     assert name in dir(fastdiff)
     try:
         getattr(fastdiff, name)

@@ -145,6 +145,16 @@ class UNetConfig:
         """How many sines and cosines of t the time embedding begins with."""
         return self.time_feature_channels or self.block_out_channels[0]
 
+    @property
+    def takes_classes(self) -> bool:
+        """Whether the UNet is called with class labels."""
+        return self.class_embed_type is not None or self.num_class_embeds is not None
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many class labels there are; None without a table of classes."""
+        return self.num_class_embeds if self.class_embed_type is None else None
+
     def heads(self, channels: int) -> int:
         """The number of attention heads where the feature map has `channels` channels."""
         heads, rest = self.num_attention_heads, channels % (self.num_attention_heads or 1)

@@ -22,6 +22,7 @@ from fastdiff.models.blocks import (
 )
 from fastdiff.models.config import UNetConfig
 from fastdiff.models.embeddings import EmbeddingMLP, class_embedding, time_features
+from fastdiff.models.inputs import check_inputs, steps_by_sample
 
 
 class UNet(nn.Module):
@@ -151,7 +152,7 @@ class UNet(nn.Module):
     @property
     def num_classes(self) -> int | None:
         """How many class labels there are; None for a UNet without a table of classes."""
-        return self.config.num_class_embeds if self.config.class_embed_type is None else None
+        return self.config.num_classes
 
     def reset_parameters(self) -> None:
         """Draw new weights, as described for the class."""
@@ -172,8 +173,8 @@ class UNet(nn.Module):
         Returns [N, out_channels, H, W] in the weights' dtype (or autocast's).
         Raises ValueError where a shape or a label does not fit.
         """
-        self._check(x, t, class_labels)
-        t = self._steps(x, t)
+        check_inputs(self.config, x, t, class_labels)
+        t = steps_by_sample(x, t)
         time = F.silu(self._embedding(t, class_labels))
         x = x.to(self.dtype)
         h = self.conv_in(2 * x - 1 if self.config.center_input_sample else x)
@@ -190,11 +191,6 @@ class UNet(nn.Module):
             out = out / t.to(out.dtype)[:, None, None, None]
         return out
 
-    def _steps(self, x: Tensor, t: Tensor | int) -> Tensor:
-        if not isinstance(t, Tensor):
-            t = torch.full((1,), t, device=x.device)
-        return t.to(x.device).expand(x.shape[0])
-
     def _embedding(self, t: Tensor, class_labels: Tensor | None) -> Tensor:
         embedding: Tensor = self.time_embedding(self.time_proj(t))
         if self.class_embedding is None or class_labels is None:
@@ -203,48 +199,6 @@ class UNet(nn.Module):
             class_labels = self.time_proj(class_labels)
         of_class: Tensor = self.class_embedding(class_labels)
         return embedding + of_class.to(embedding.dtype)
-
-    def _check(self, x: Tensor, t: Tensor | int, class_labels: Tensor | None) -> None:
-        config, factor = self.config, self.config.down_factor
-        if x.ndim != 4 or x.shape[1] != config.in_channels:
-            raise ValueError(
-                f"x has the shape {list(x.shape)}; this UNet takes [N, {config.in_channels}, H, W]."
-            )
-        if x.shape[2] % factor or x.shape[3] % factor:
-            raise ValueError(
-                f"x is {x.shape[2]}x{x.shape[3]}; this UNet halves it {factor.bit_length() - 1} "
-                f"times, so give height and width that are multiples of {factor}."
-            )
-        if isinstance(t, Tensor) and t.shape not in ((), (1,), x.shape[:1]):
-            raise ValueError(
-                f"t has the shape {list(t.shape)}; give one step, or one for each of the "
-                f"{x.shape[0]} samples of x."
-            )
-        if (self.class_embedding is None) != (class_labels is None):
-            raise ValueError(
-                "class_labels are missing: this UNet was made with classes; give a tensor [N]."
-                if class_labels is None
-                else "class_labels were given to a UNet made without classes; leave them out."
-            )
-        if class_labels is not None:
-            self._check_labels(x, class_labels)
-
-    def _check_labels(self, x: Tensor, labels: Tensor) -> None:
-        if labels.shape[:1] != x.shape[:1]:
-            raise ValueError(
-                f"class_labels have the shape {list(labels.shape)}; "
-                f"give one label for each of the {x.shape[0]} samples of x."
-            )
-        # On an accelerator the look would wait for the device; under compilation it has no values.
-        if labels.device.type != "cpu" or torch.compiler.is_compiling():
-            return
-        if self.num_classes is not None and labels.numel():
-            low, high = int(labels.min()), int(labels.max())
-            if low < 0 or high >= self.num_classes:
-                raise ValueError(
-                    f"class_labels reach from {low} to {high}; "
-                    f"this UNet's classes are 0 to {self.num_classes - 1}."
-                )
 
 
 def down_levels(config: UNetConfig) -> Iterator[DownLevel]:

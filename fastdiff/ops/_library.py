@@ -108,6 +108,11 @@ def use_reference(*names: str) -> Iterator[None]:
         _turned_to_reference.intersection_update(before)
 
 
+def reference_asked() -> bool:
+    """Whether `use_reference` holds for any op."""
+    return bool(_turned_to_reference)
+
+
 def ops() -> dict[str, torch._ops.OpOverload]:
     """Every op defined so far, by name."""
     return dict(_ops)

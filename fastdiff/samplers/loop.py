@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusion import Clip, DynamicThresholding, clip_bound
+from fastdiff.engine import AcceleratedUNet, planned
 from fastdiff.ops.denoise_step import denoise_step, predict_x_start
 from fastdiff.ops.philox_normal import checked_seed, philox_normal
 from fastdiff.samplers.plan import Plan
@@ -71,7 +72,7 @@ class Run:
         self._index = sample_index.to(device)
         self._guidance_scale = guidance_scale
         self._conditions = _conditions(size, class_labels, uncond_labels, guidance_scale, device)
-        self._model, self._size, self._learned = model, size, learned
+        self._model, self._size, self._learned = planned(model), size, learned
         self._plan, self._clip, self._bound = plan, clip, clip_bound(clip)
         self._noise, self._seed = noise, checked_seed(seed, self._index.device)
         self._dtype = dtype
@@ -106,6 +107,8 @@ class Run:
         table = torch.from_numpy(plan.table).to(x.device)
         timesteps = torch.from_numpy(plan.timesteps).to(x.device)
         rows = torch.arange(len(table), device=x.device)
+        if isinstance(self._model, AcceleratedUNet):
+            self._model.prepare(timesteps)
         short = None if self._dtype == x.dtype else self._dtype
         model_input, before = x.to(self._dtype), None
         for row, t in enumerate(plan.timesteps.tolist()):

@@ -22,6 +22,7 @@ from fastdiff.compat.diffusers._parts import (
     attends_plainly,
     blends_plainly,
 )
+from fastdiff.compat.diffusers._unet import PlannedUNet2DModel
 from fastdiff.compat.diffusers.ddim import DDIMScheduler
 from fastdiff.compat.diffusers.ddim_inverse import DDIMInverseScheduler
 from fastdiff.compat.diffusers.ddpm import DDPMScheduler
@@ -35,12 +36,13 @@ _SCHEDULERS: dict[type, type[Face]] = {
     diffusers.DDPMScheduler: DDPMScheduler,
     diffusers.DPMSolverMultistepScheduler: DPMSolverMultistepScheduler,
 }
-_FUSED: dict[type[nn.Module], type[nn.Module]] = {
+_FUSED: dict[type, type] = {
     FusedAttention: Attention,
     FusedGroupNorm: nn.GroupNorm,
     FusedGroupNormSiLU: nn.GroupNorm,
     FusedResnetBlock2D: ResnetBlock2D,
     Passed: nn.SiLU,
+    PlannedUNet2DModel: diffusers.UNet2DModel,
 }
 _UNKNOWN = (AdaGroupNorm, ResnetBlockCondNorm2D, SpatialNorm)
 
@@ -52,6 +54,7 @@ def accelerate(target: Target) -> Target:
     ops, a pipeline's scheduler fastdiff's with the same numbers. Modules keep their parameters,
     names and hooks and change their class alone, so state dicts, saving, `.to`, adapters and
     training go on as before. A part that fastdiff does not know is kept, and a warning says which.
+    A UNet2DModel runs on the engine's plan where no gradient is asked for, on the CPU.
 
     Args:
         target: a pipeline, all of whose models are taken, or one model, such as UNet2DModel,
@@ -106,7 +109,7 @@ def _models(target: Any) -> list[Any]:
     )
 
 
-def _accelerate_model(model: nn.Module) -> set[str]:
+def _accelerate_model(model: Any) -> set[str]:
     """Fuse what can be fused, and name the rest."""
     kept: set[str] = set()
     for module in [*model.modules()]:
@@ -118,6 +121,8 @@ def _accelerate_model(model: nn.Module) -> set[str]:
         for part, fused in parts.items():
             part.__class__ = fused
         kept |= {*_unknown(module)}
+    if type(model) is diffusers.UNet2DModel and not kept and "forward" not in vars(model):
+        model.__class__ = PlannedUNet2DModel
     return kept
 
 

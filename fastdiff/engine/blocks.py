@@ -1,0 +1,118 @@
+"""The blocks of a UNet over packed weights: the same sums as fastdiff.models.blocks', fused."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from fastdiff.engine.convolution import convolution, kept
+from fastdiff.models import blocks
+from fastdiff.ops import attention_block
+
+
+class Normalisation(nn.Module):
+    """GroupNorm and SiLU."""
+
+    def __init__(self, norm: nn.GroupNorm) -> None:
+        super().__init__()
+        self.groups, self.eps = norm.num_groups, norm.eps
+        self.weight, self.bias = kept(norm.weight), kept(norm.bias)
+
+    def forward(
+        self,
+        x: Tensor,
+        scale: Tensor | None = None,
+        shift: Tensor | None = None,
+        residual: Tensor | None = None,
+    ) -> Tensor:
+        out: Tensor = torch.ops.fastdiff.group_norm_silu.default(
+            x, self.groups, self.weight, self.bias, self.eps, scale, shift, True, residual
+        )[0]
+        return out
+
+
+class Residual(nn.Module):
+    """A ResidualBlock; its sum is the second convolution's."""
+
+    def __init__(self, block: blocks.ResidualBlock) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = Normalisation(block.norm1), Normalisation(block.norm2)
+        self.conv1, self.conv2 = (
+            convolution(block.conv1, upsample=block.resample == "up"),
+            convolution(block.conv2),
+        )
+        shortcut = block.conv_shortcut
+        self.shortcut = None if shortcut is None else convolution(shortcut)
+        self.scale, self.scale_shift = block.residual_scale, block.scale_shift
+        self.resample = block.resample
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        """x [N, C, H, W], time [N, channels], twice as many with AdaGN -> [N, C', H', W']."""
+        h = self.norm1(x)
+        if self.resample == "down":
+            x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
+        h = self.conv1(h)
+        if self.scale_shift:
+            scale, shift = time.chunk(2, dim=1)
+            h = self.norm2(h, scale=scale, shift=shift)
+        else:
+            h = self.norm2(h, residual=time)
+        if self.resample == "up":
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        if self.shortcut is not None:
+            x = self.shortcut(x)
+        out: Tensor = self.conv2(h, residual=x, scale=self.scale)
+        return out
+
+
+class Attention(nn.Module):
+    """An Attention block."""
+
+    def __init__(self, block: blocks.Attention) -> None:
+        super().__init__()
+        norm = block.group_norm
+        self.groups = None if norm is None else norm.num_groups
+        self.eps = 0.0 if norm is None else norm.eps
+        self.norm_weight = None if norm is None else kept(norm.weight)
+        self.norm_bias = None if norm is None else kept(norm.bias)
+        layers = [block.to_q, block.to_k, block.to_v]
+        self.qkv_weight = torch.cat([layer.weight.detach() for layer in layers])
+        self.qkv_bias = torch.cat([layer.bias.detach() for layer in layers])
+        self.proj_weight, self.proj_bias = (kept(p) for p in block.to_out[0].parameters())
+        self.heads, self.scale = block.heads, block.residual_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H, W]."""
+        return attention_block(
+            x, self.norm_weight, self.norm_bias, self.qkv_weight, self.qkv_bias,
+            self.proj_weight, self.proj_bias, groups=self.groups, group_norm_eps=self.eps,
+            heads=self.heads, residual_scale=self.scale,
+        )  # fmt: skip
+
+
+class Downsample(nn.Module):
+    """A strided convolution."""
+
+    def __init__(self, block: blocks.Downsample) -> None:
+        super().__init__()
+        self.pads = block.conv.padding == (0, 0)
+        self.conv = convolution(block.conv)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H/2, W/2]."""
+        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.pads else x)
+        return out
+
+
+class Upsample(nn.Module):
+    """A convolution of the image doubled."""
+
+    def __init__(self, block: blocks.Upsample) -> None:
+        super().__init__()
+        self.conv = convolution(block.conv, upsample=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, 2H, 2W]."""
+        out: Tensor = self.conv(x)
+        return out

@@ -1,0 +1,202 @@
+"""The plan against the plain UNet, and both against float64."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastdiff import NoiseSchedule, sample
+from fastdiff.engine import AcceleratedUNet, accelerate, planned
+from fastdiff.engine.convolution import Packed, Winograd
+from fastdiff.models import UNet
+from fastdiff.ops import _library, use_reference
+from tests.models.unets import ADM, CIFAR10, SMALL, randomised, rms
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "small": SMALL,
+    "adm": ADM,
+    "cifar10": {k: v for k, v in CIFAR10.items() if not k.startswith("_")},
+    "learned": SMALL | {"time_embedding_type": "learned", "num_train_timesteps": 1000},
+    "fourier": SMALL | {"time_embedding_type": "fourier"},
+    "centred": SMALL | {"center_input_sample": True, "downsample_padding": 0},
+    "scaled": SMALL | {"residual_scale": 0.5**0.5, "mid_block_scale_factor": 2.0},
+    "no middle": SMALL | {"mid_block_type": None},
+    "class timestep": SMALL | {"class_embed_type": "timestep"},
+    "grey": SMALL | {"in_channels": 1, "out_channels": 2},
+}
+pytestmark = pytest.mark.skipif(
+    _library.native_path() is None, reason="plans are made of native kernels, and none are built"
+)
+
+
+def made(name: str) -> UNet:
+    torch.manual_seed(0)
+    return randomised(UNet(**CONFIGS[name]))
+
+
+def inputs(unet: UNet, batch: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    size = 32 if unet.config.sample_size == 32 else 12
+    x = torch.randn(batch, unet.config.in_channels, size, size)
+    t = torch.randint(1, 1000, (batch,))
+    labels = torch.randint(0, 5, (batch,)) if unet.config.takes_classes else None
+    return x, t, labels
+
+
+def assert_as_exact(found: Tensor, plain: Tensor, truth: Tensor) -> None:
+    """Law 4: at most twice the plain UNet's error."""
+    assert found.dtype == plain.dtype and found.shape == plain.shape
+    assert rms(found, truth) <= 2 * rms(plain, truth)
+    errors = [float((y.double() - truth).abs().max()) for y in (found, plain)]
+    assert errors[0] <= 2 * errors[1]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_every_config_by_law4(name: str, batch: int, dtype: torch.dtype) -> None:
+    unet = made(name).to(dtype)
+    x, t, labels = inputs(unet, batch)
+    x = x.to(dtype)
+    before = _library.native_calls("conv3x3", "CPU")
+    fast = accelerate(unet)
+    found = fast(x, t, labels)
+    assert _library.native_calls("conv3x3", "CPU") > before
+    truth = copy.deepcopy(unet).double()(x.double(), t, labels)
+    plain = unet(x, t, labels)
+    assert_as_exact(found, plain, truth)
+    fast.prepare(t)
+    assert_as_exact(fast(x, t, labels), plain, truth)
+
+
+@torch.no_grad()
+def test_one_step_for_all_samples_and_other_steps_than_prepared() -> None:
+    unet = made("small")
+    fast, (x, _, _) = accelerate(unet), inputs(unet, 3)
+    fast.prepare(torch.tensor([900, 500, 100]))
+    for t in (500, 501, torch.tensor(100), torch.tensor([900, 100, 7])):
+        torch.testing.assert_close(fast(x, t), unet(x, t), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_the_unet_is_left_alone_and_the_plan_keeps_its_weights() -> None:
+    unet = made("adm")
+    state = copy.deepcopy(unet.state_dict())
+    fast, arguments = accelerate(unet), inputs(unet, 2)
+    before = fast(*arguments)
+    assert all(torch.equal(v, state[k]) for k, v in unet.state_dict().items())
+    for parameter in unet.parameters():
+        parameter.zero_()
+    assert torch.equal(fast(*arguments), before)
+    del unet
+    assert torch.equal(copy.deepcopy(fast)(*arguments), before)
+    assert torch.equal(pickle.loads(pickle.dumps(fast))(*arguments), before)
+
+
+def test_gradients_are_refused() -> None:
+    unet = made("small")
+    x, t, _ = inputs(unet, 1)
+    with pytest.raises(RuntimeError, match="gives no gradient"):
+        accelerate(unet)(x.requires_grad_(), t)
+
+
+def test_it_is_not_moved_or_converted() -> None:
+    with pytest.raises(RuntimeError, match="accelerate that"):
+        accelerate(made("small")).double()
+
+
+@torch.no_grad()
+def test_dropout_is_off() -> None:
+    unet = randomised(UNet(**SMALL | {"dropout": 0.5}))
+    x, t, _ = inputs(unet, 2)
+    expected = unet(x, t)
+    torch.testing.assert_close(accelerate(unet.train())(x, t), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_it_does_not_take() -> None:
+    with pytest.raises(TypeError, match="got a Linear"):
+        accelerate(nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="float64"):
+        accelerate(made("small").double())
+    with pytest.raises(ValueError, match="on meta"):
+        accelerate(made("small").to("meta"))
+
+    class Lora(nn.Conv2d):
+        pass
+
+    unet = made("small")
+    unet.conv_in = Lora(3, 16, 3, padding=1)
+    with pytest.raises(TypeError, match=r"conv_in \(Lora\)"):
+        accelerate(unet)
+
+
+def test_bad_input_is_told_as_the_unet_tells_it() -> None:
+    fast = accelerate(made("adm"))
+    with pytest.raises(ValueError, match="class_labels are missing"):
+        fast(torch.zeros(1, 3, 12, 12), 3)
+    with pytest.raises(ValueError, match="multiples of 4"):
+        fast(torch.zeros(1, 3, 11, 12), 3, torch.zeros(1, dtype=torch.int64))
+
+
+def test_planned_is_kept_until_a_weight_changes() -> None:
+    unet = made("small")
+    first = planned(unet)
+    assert isinstance(first, AcceleratedUNet) and planned(unet) is first
+    unet.conv_out.weight.data[0, 0, 0, 0] += 1  # which no version counts
+    second = planned(unet)
+    assert second is not first and planned(second) is second
+
+
+def test_planned_leaves_alone_what_it_may_not_replace() -> None:
+    unet = made("small")
+    assert planned(unet.train()) is unet
+    unet.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert planned(unet) is unet
+    with use_reference("group_norm_silu"):
+        assert planned(unet) is unet
+    handle = unet.mid_block.register_forward_hook(lambda *_: None)
+    assert planned(unet) is unet
+    handle.remove()
+    assert planned(unet) is not unet
+    compiled, function = torch.compile(unet), lambda x, t: x
+    assert planned(compiled) is compiled and planned(function) is function
+
+
+@pytest.mark.parametrize("name", ["small", "adm"])
+def test_a_whole_run_stays_close(name: str) -> None:
+    unet = made(name)
+    for layer in (unet.conv_out,):  # outputs of about unit size, as noise is
+        layer.weight.data.mul_(0.3)
+    arguments: dict[str, Any] = {
+        "schedule": NoiseSchedule.linear(1000),
+        "sampler": "ddim",
+        "steps": 50,
+        "seed": 3,
+    }
+    if unet.config.takes_classes:
+        arguments["class_labels"] = torch.tensor([0, 3, 4])
+    shape = (3, 3, 12, 12)
+    fast = sample(unet, shape, **arguments)
+    plain = sample(lambda x, t, **labels: unet(x, t, **labels), shape, **arguments)
+    assert not torch.equal(fast, plain)
+    torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3)
+
+
+def test_float32_takes_winograd_and_short_products_onednn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def kinds(dtype: torch.dtype, has_short_products: bool) -> set[type[nn.Module]]:
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_short_products)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+        block = accelerate(made("cifar10").to(dtype)).plan.parts[1]
+        return {type(block.conv1), type(block.conv2)}  # type: ignore[union-attr]
+
+    assert kinds(torch.float32, True) == {Winograd}
+    assert kinds(torch.bfloat16, False) == {Winograd}
+    assert kinds(torch.bfloat16, True) == {Packed}
