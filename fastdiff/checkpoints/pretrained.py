@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.diffusion import Clip
+from fastdiff.engine import planned
 from fastdiff.models.unet import UNet
 from fastdiff.samplers import sample
 from fastdiff.schedules import NoiseSchedule
@@ -54,10 +55,12 @@ class Pretrained:
 
     @property
     def model(self) -> Callable[..., Tensor]:
-        """What samplers call as model(x_t, t): the UNet, on the timesteps it was trained with."""
+        """What samplers call as model(x_t, t): the UNet, on the timesteps it was trained with;
+        on the CPU its plan, with its weights as they are now."""
+        unet: Callable[..., Tensor] = planned(self.unet)
         if self.timestep_scale == 1:
-            return self.unet
-        return lambda x_t, t, **rest: self.unet(x_t, t * self.timestep_scale, **rest)
+            return unet
+        return lambda x_t, t, **rest: unet(x_t, t * self.timestep_scale, **rest)
 
     def to(self, *args: Any, **kwargs: Any) -> Pretrained:
         """Move or convert the UNet in place, as torch.nn.Module.to does."""

@@ -41,6 +41,7 @@ DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "f16": "f
 @click.option("--gif", type=click.Path(path_type=Path), help="How the first batch came to be.")
 @device_option
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="auto", help="Of the model.")
+@click.option("--profile", is_flag=True, help="Tell what the time went to.")
 def sample(
     model: Path | None,
     num: int,
@@ -55,6 +56,7 @@ def sample(
     gif: Path | None,
     device: str,
     dtype: str,
+    profile: bool,
 ) -> None:
     """Draw images from MODEL and write them as one PNG.
 
@@ -77,17 +79,30 @@ def sample(
         # torch's stub of Module.to leaves memory_format out.
         pretrained.unet.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
         labels = _labels(pretrained, label, num)
+        timed = stopwatch.time_model(pretrained.model, chosen, by_kind=profile)
     if steps is None and sampler != "ddpm":
         steps = min(50, pretrained.schedule.num_timesteps)
     settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
     frames: list[Tensor] = []
     with stopwatch.part("sampling"), progress_bar() as show:
         images = _draw(
-            pretrained, num, batch_size, labels, settings, stopwatch, show, frames if gif else None
+            pretrained, num, batch_size, labels, settings, timed, show, frames if gif else None
         )
     with stopwatch.part("writing"):
         _write(images, labels, pretrained, out, npz, gif, frames)
     click.echo(stopwatch.summary(num))
+    if profile:
+        _print_profile(stopwatch.profile())
+
+
+def _print_profile(seconds: dict[str, float]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table("part", "seconds", "share", show_edge=False, pad_edge=False)
+    for name, spent in seconds.items():
+        table.add_row(name, f"{spent:.2f}", f"{100 * spent / sum(seconds.values()):.1f} %")
+    Console().print(table)
 
 
 def _draw(
@@ -96,7 +111,7 @@ def _draw(
     batch_size: int,
     labels: Tensor | None,
     settings: dict[str, Any],
-    stopwatch: Stopwatch,
+    model: Callable[..., Tensor],
     show: Callable[[int, int], None],
     frames: list[Tensor] | None,
 ) -> Tensor:
@@ -119,7 +134,7 @@ def _draw(
     for first in range(0, num, batch_size):
         count = min(batch_size, num - first)
         images = sample(
-            stopwatch.timed("UNet", pretrained.model, device),
+            model,
             (count, *pretrained.sample_shape),
             schedule=pretrained.schedule,
             prediction_type=pretrained.prediction_type,

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
+MODEL = "UNet"
+KINDS = ("convolution", "normalisation", "attention")
+
 
 class Stopwatch:
     """Adds up wall seconds by part."""
@@ -17,23 +20,50 @@ class Stopwatch:
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = self.seconds.get(name, 0.0) + seconds
+
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         began = time.perf_counter()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+            self.add(name, time.perf_counter() - began)
 
-    def timed(
-        self, name: str, function: Callable[..., Any], device: torch.device
+    def time_model(
+        self, model: Callable[..., Any], device: torch.device, *, by_kind: bool
     ) -> Callable[..., Any]:
-        """The same function, timed where calls end before they return: on the CPU."""
-        if device.type != "cpu":
-            return function
+        """The same model, timed; `by_kind` times its parts too, and waits for the device to do so.
 
+        Without it only calls that end before they return are timed: those on the CPU.
+        """
+        from torch import cuda, nn
+
+        if device.type != "cpu" and not by_kind:
+            return model
+
+        def now() -> float:
+            if device.type == "cuda":
+                cuda.synchronize(device)
+            return time.perf_counter()
+
+        def watch(name: str, module: nn.Module) -> None:
+            began: list[float] = []
+            module.register_forward_pre_hook(lambda *_: began.append(now()))
+            module.register_forward_hook(lambda *_: self.add(name, now() - began.pop()))
+
+        if not isinstance(model, nn.Module):
+            return self._timed(model)
+        watch(MODEL, model)
+        for module in model.modules() if by_kind else ():
+            if (kind := _kind(module)) is not None:
+                watch(kind, module)
+        return model
+
+    def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            with self.part(name):
+            with self.part(MODEL):
                 return function(*args, **kwargs)
 
         return call
@@ -43,6 +73,28 @@ class Stopwatch:
         total = sum(self.seconds[name] for name in ("start", "sampling", "writing"))
         speed = num / self.seconds["sampling"]
         parts = [f"{name} {self.seconds[name]:.1f}" for name in ("start", "sampling", "writing")]
-        if "UNet" in self.seconds:
-            parts[1] += f" (UNet {self.seconds['UNet']:.1f})"
+        if MODEL in self.seconds:
+            parts[1] += f" ({MODEL} {self.seconds[MODEL]:.1f})"
         return f"{num} images in {total:.1f} s, {speed:.2f} images/s: {', '.join(parts)} s"
+
+    def profile(self) -> dict[str, float]:
+        """Seconds of sampling by kind of work: those in the model, its rest, and the step."""
+        kinds = {kind: self.seconds.get(kind, 0.0) for kind in KINDS}
+        model = self.seconds.get(MODEL, 0.0)
+        step = self.seconds["sampling"] - model
+        return {**kinds, "other": model - sum(kinds.values()), "step and noise": step}
+
+
+def _kind(module: object) -> str | None:
+    """What a part of a UNet does; None for what holds such parts, or is none of them."""
+    from torch import nn
+
+    from fastdiff import engine
+    from fastdiff.models import blocks
+
+    kinds: dict[tuple[type, ...], str] = {
+        (nn.Conv2d, engine.convolution.Winograd, engine.convolution.Packed): KINDS[0],
+        (blocks.Norm, engine.blocks.Normalisation): KINDS[1],
+        (blocks.Attention, engine.blocks.Attention): KINDS[2],
+    }
+    return next((kind for types, kind in kinds.items() if isinstance(module, types)), None)

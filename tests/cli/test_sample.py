@@ -96,6 +96,14 @@ def test_the_closing_line_says_where_the_time_went(sample):
     )
 
 
+def test_profile_tells_what_the_time_went_to(sample):
+    _, outcome = sample("--num", 2, "--profile")
+    shares = dict(re.findall(r"^(\w[\w ]*\w)\s.*?([\d.]+) %", outcome.out, re.MULTILINE))
+    assert [*shares] == ["convolution", "normalisation", "attention", "other", "step and noise"]
+    assert abs(sum(map(float, shares.values())) - 100) < 0.3
+    assert all(float(shares[part]) > 0 for part in ("convolution", "normalisation", "attention"))
+
+
 def test_half_precision_draws_nearly_the_same(sample):
     exact, _ = sample("--num", 3, name="a")
     half, _ = sample("--num", 3, "--dtype", "bf16", name="b")
