@@ -35,7 +35,7 @@ def accelerate(unet: UNet) -> AcceleratedUNet:
 
     Raises:
         TypeError: what is given is no UNet of fastdiff, or has a part of another's making.
-        ValueError: it is on another device, in another dtype, or without its native library.
+        ValueError: it is on another device, or in another dtype.
     """
     if not isinstance(unet, UNet):
         raise TypeError(f"got a {type(unet).__name__}; give a fastdiff.UNet.")
@@ -71,8 +71,6 @@ def _obstacle(unet: UNet) -> str | None:
         return f"the UNet is {dtype}, and plans are for float32, bfloat16 and float16"
     if len({p.dtype for p in parameters}) > 1:
         return "the UNet's parameters are of several dtypes"
-    if not _library.native_kernel("conv3x3", "CPU"):
-        return f"{_library.native_error()}, see fastdiff doctor"
     return None
 
 

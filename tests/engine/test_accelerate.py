@@ -29,9 +29,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "class timestep": SMALL | {"class_embed_type": "timestep"},
     "grey": SMALL | {"in_channels": 1, "out_channels": 2},
 }
-pytestmark = pytest.mark.skipif(
-    _library.native_path() is None, reason="plans are made of native kernels, and none are built"
-)
+NATIVE = _library.native_path() is not None
 
 
 def made(name: str) -> UNet:
@@ -66,8 +64,10 @@ def test_every_config_by_law4(name: str, batch: int, dtype: torch.dtype) -> None
     before = _library.native_calls("conv3x3", "CPU")
     fast = accelerate(unet)
     found = fast(x, t, labels)
-    assert _library.native_calls("conv3x3", "CPU") > before
+    assert (_library.native_calls("conv3x3", "CPU") > before) == NATIVE
     truth = copy.deepcopy(unet).double()(x.double(), t, labels)
+    if not NATIVE:  # oneDNN's sums over channels-last images are longer
+        unet, x = (a.to(memory_format=torch.channels_last) for a in (unet, x))  # type: ignore
     plain = unet(x, t, labels)
     assert_as_exact(found, plain, truth)
     fast.prepare(t)
@@ -197,6 +197,6 @@ def test_float32_takes_winograd_and_short_products_onednn(
         block = accelerate(made("cifar10").to(dtype)).plan.parts[1]
         return {type(block.conv1), type(block.conv2)}  # type: ignore[union-attr]
 
-    assert kinds(torch.float32, True) == {Winograd}
-    assert kinds(torch.bfloat16, False) == {Winograd}
+    assert kinds(torch.float32, True) == {Winograd if NATIVE else Packed}
+    assert kinds(torch.bfloat16, False) == {Winograd if NATIVE else Packed}
     assert kinds(torch.bfloat16, True) == {Packed}
