@@ -2,6 +2,7 @@
 
 FASTDIFF_BUILD=auto|cpu|cuda|none says what native code to build. `auto` builds what this machine
 can and installs without the rest; `cpu` and `cuda` fail where they cannot be met.
+FASTDIFF_WARNINGS=error makes errors of nvcc's warnings, as CI does.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ ARCHITECTURES = ("80", "90a", "100")
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]
 CXX_FLAGS += ["-fno-math-errno"]  # roots by vector, without a branch for errno
 NVCC_FLAGS = ["-std=c++17", "-O3", "-Xcompiler", "-fPIC,-fvisibility=hidden"]
+if os.environ.get("FASTDIFF_WARNINGS") == "error":
+    NVCC_FLAGS += ["-Werror", "all-warnings"]
 NATIVE_REQUIREMENTS = ["torch>=2.11", "ninja", "pybind11"]
 
 
