@@ -19,6 +19,7 @@ from fastdiff.samplers.progress import progress_bar
 
 Model = Callable[..., Tensor]
 Noise = Tensor | Callable[[int, Tensor], Tensor]
+Progress = bool | Callable[[int, int], object]
 
 
 @dataclass(frozen=True)
@@ -88,11 +89,12 @@ class Run:
     def result(
         self,
         *,
-        progress: bool = False,
+        progress: Progress = False,
         callback: Callable[[SampleStep], object] | None = None,
     ) -> Tensor:
         """The last x_prev."""
-        with progress_bar() if progress else nullcontext() as show:
+        given = nullcontext(progress) if callable(progress) else nullcontext()
+        with progress_bar() if progress is True else given as show:
             for done in self._walk(keep_pred=callback is not None):
                 if show:
                     show(done.step + 1, done.num_steps)

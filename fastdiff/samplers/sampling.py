@@ -14,7 +14,7 @@ from fastdiff.diffusion import Clip, check_variance_type
 from fastdiff.samplers.ddim import ddim_columns, ddim_inverse_columns
 from fastdiff.samplers.ddpm import ddpm_columns
 from fastdiff.samplers.dpm_solver import dpm_solver_columns
-from fastdiff.samplers.loop import Model, Noise, Run, SampleStep
+from fastdiff.samplers.loop import Model, Noise, Progress, Run, SampleStep
 from fastdiff.samplers.plan import Plan, visited_timesteps
 from fastdiff.schedules import NoiseSchedule
 
@@ -46,7 +46,7 @@ def sample(
     guidance_scale: float = 1.0,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
-    progress: bool = False,
+    progress: Progress = False,
     callback: Callable[[SampleStep], object] | None = None,
 ) -> Tensor:
     """Draw samples from a diffusion model.
@@ -82,7 +82,7 @@ def sample(
         device: default the model's parameters', else that of a noise tensor, else the CPU.
         dtype: what the model is called with, default its parameters' (else float32). The state x_t
             is float32, or float64 if dtype is.
-        progress: show a bar.
+        progress: show a bar; or show(done, total), called after each step.
         callback: called after each step.
 
     Returns:
@@ -176,7 +176,7 @@ def ddim_invert(
     prediction_type: str = "epsilon",
     class_labels: Tensor | None = None,
     dtype: torch.dtype | None = None,
-    progress: bool = False,
+    progress: Progress = False,
     callback: Callable[[SampleStep], object] | None = None,
 ) -> Tensor:
     """The latent that DDIM (eta = 0, unclipped, the same steps) leads back to x_start, nearly.

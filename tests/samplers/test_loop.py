@@ -239,6 +239,14 @@ def test_empty_batch() -> None:
     assert sample(wavy, (0, 2, 3), schedule=LINEAR, steps=3).shape == (0, 2, 3)
 
 
+def test_progress_goes_where_it_is_asked_to() -> None:
+    told: list[tuple[int, int]] = []
+    options = {"schedule": LINEAR, "sampler": "ddim", "steps": 3}
+    with_progress = sample(wavy, SHAPE, **options, progress=lambda *done: told.append(done))
+    assert told == [(1, 3), (2, 3), (3, 3)]
+    assert torch.equal(with_progress, sample(wavy, SHAPE, **options))
+
+
 def test_progress_without_rich(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     monkeypatch.setitem(sys.modules, "rich.progress", None)
     sample(wavy, SHAPE, schedule=LINEAR, steps=3, progress=True)
