@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -62,6 +63,16 @@ class Pretrained:
             return unet
         return lambda x_t, t, **rest: unet(x_t, t * self.timestep_scale, **rest)
 
+    def fingerprint(self) -> str:
+        """A hash of the weights and of all that is told beside them: other images, another hash."""
+        told = (self.prediction_type, self.variance_type, self.clip, self.timestep_scale)
+        digest = hashlib.sha256(repr((told, self.unet.config)).encode())
+        digest.update(self.schedule.betas.tobytes())
+        for name, tensor in sorted(self.unet.state_dict().items()):
+            digest.update(name.encode())
+            digest.update(tensor.cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        return digest.hexdigest()
+
     def to(self, *args: Any, **kwargs: Any) -> Pretrained:
         """Move or convert the UNet in place, as torch.nn.Module.to does."""
         self.unet.to(*args, **kwargs)
@@ -96,7 +107,7 @@ class Pretrained:
             "prediction_type": self.prediction_type,
             "variance_type": self.variance_type,
             "clip": self.clip,
-            "device": self.unet.conv_in.weight.device,
+            "device": self.unet.device,
             "dtype": self.unet.dtype,
         }
         if steps is None and sampler != "ddpm":

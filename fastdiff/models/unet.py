@@ -145,6 +145,11 @@ class UNet(nn.Module):
         save_unet(folder, self)
 
     @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.conv_in.weight.device
+
+    @property
     def dtype(self) -> torch.dtype:
         """The dtype of the weights, and of the output."""
         return self.conv_in.weight.dtype
