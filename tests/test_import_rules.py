@@ -17,9 +17,11 @@ FILES = sorted((ROOT / "fastdiff").rglob("*.py"))
 RANK = {
     "_version": 0,
     "_files": 0,
+    "ranks": 0,
     "ops": 1,
     "schedules": 1,
     "images": 1,
+    "shards": 2,
     "diffusion": 2,
     "losses": 3,
     "models": 3,
@@ -33,6 +35,7 @@ RANK = {
     "compat": 8,
     "doctor": 8,
     "cli": 9,
+    "__main__": 10,
 }
 # `UNet.from_pretrained` is the one call upward, made where it is called and not at import.
 LAZILY_UPWARD = {("models", "checkpoints")}

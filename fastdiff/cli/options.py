@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from fastdiff.ranks import ALONE, Ranks
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,12 +30,17 @@ class IntList(click.ParamType):  # type: ignore[type-arg]
             self.fail(f"{value!r} is no list of whole numbers such as 1,2,4", param, ctx)
 
 
-def resolve_device(name: str) -> torch.device:
-    """The device of ``--device``; one sentence where it is not to be had."""
+def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
+    """The device of ``--device``; one sentence where it is not to be had.
+
+    Under torchrun "cuda" is the GPU of this process's number on its machine.
+    """
     import torch
 
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and ranks.size > 1:
+        name = f"cuda:{ranks.local}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from tempfile import TemporaryFile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,12 +11,11 @@ from fastdiff.cli.options import device_option, resolve_device
 from fastdiff.cli.stopwatch import Stopwatch
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from fastdiff.checkpoints import Pretrained
-    from fastdiff.samplers import SampleStep
 
-GIF_FRAMES = 60
 DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "f16": "float16"}
 
 
@@ -36,9 +33,14 @@ DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "f16": "f
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Of all noise.")
 @click.option("--class", "label", type=int, help="One class for all.  [default: each in turn]")
 @click.option("--batch-size", type=click.IntRange(1), default=64)
-@click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), help="Grid.")
-@click.option("--npz", type=click.Path(path_type=Path), help="All images, as uint8 arrays.")
-@click.option("--gif", type=click.Path(path_type=Path), help="How the first batch came to be.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    default=["samples.png"],
+    help="A grid (.png) or all images (.npz); give it twice for both.",
+)
+@click.option("--gif", type=click.Path(path_type=Path), help="How the first images came to be.")
 @device_option
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="auto", help="Of the model.")
 @click.option("--profile", is_flag=True, help="Tell what the time went to.")
@@ -51,46 +53,52 @@ def sample(
     seed: int,
     label: int | None,
     batch_size: int,
-    out: Path,
-    npz: Path | None,
+    out: tuple[Path, ...],
     gif: Path | None,
     device: str,
     dtype: str,
     profile: bool,
 ) -> None:
-    """Draw images from MODEL and write them as one PNG.
+    """Draw images from MODEL and write them as one PNG, or all of them as one npz.
 
     MODEL is a folder in the diffusers format, or the id of one on the Hub; without it, the
     bundled model of handwritten digits draws. Image i depends on the seed and on i alone, not on
     --num or --batch-size.
     The npz holds arr_0, uint8 [N, H, W, C], and with classes arr_1, as guided-diffusion's does.
+
+    Finished batches are kept in a folder beside it until all are there: an interrupted run goes on
+    when the same command is given again. `torchrun --nproc-per-node K -m fastdiff -- sample ...`
+    shares the batches among K processes or GPUs; the images are the same.
     """
-    for path, ending in ((out, ".png"), (npz, ".npz"), (gif, ".gif")):
-        _check_output(path, ending)
+    from fastdiff.cli.drawing import Drawing
+    from fastdiff.cli.outputs import Outputs
+    from fastdiff.ranks import joined
+    from fastdiff.shards import Shards
+
+    outputs = Outputs.checked(out, gif)
     stopwatch = Stopwatch()
-    with stopwatch.part("start"):
-        import torch
-
-        from fastdiff import checkpoints
-        from fastdiff.samplers.progress import progress_bar
-
-        chosen = resolve_device(device)
-        pretrained = checkpoints.load(model, dtype=getattr(torch, DTYPES[dtype]))
-        # torch's stub of Module.to leaves memory_format out.
-        pretrained.unet.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        labels = _labels(pretrained, label, num)
-        timed = stopwatch.time_model(pretrained.model, chosen, by_kind=profile)
-    if steps is None and sampler != "ddpm":
-        steps = min(50, pretrained.schedule.num_timesteps)
-    settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
-    frames: list[Tensor] = []
-    with stopwatch.part("sampling"), progress_bar() as show:
-        images = _draw(
-            pretrained, num, batch_size, labels, settings, timed, show, frames if gif else None
-        )
-    with stopwatch.part("writing"):
-        _write(images, labels, pretrained, out, npz, gif, frames)
-    click.echo(stopwatch.summary(num))
+    with joined() as ranks:
+        with stopwatch.part("start"):
+            pretrained = _load(model, resolve_device(device, ranks), DTYPES[dtype])
+            labels = _labels(pretrained, label, num)
+            timed = stopwatch.time_model(pretrained.model, pretrained.unet.device, by_kind=profile)
+            if steps is None and sampler != "ddpm":
+                steps = min(50, pretrained.schedule.num_timesteps)
+            settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
+            shards = Shards(outputs.main, num, batch_size)
+            run = Drawing(pretrained, timed, labels, settings, outputs, shards)
+            kept = {**settings, "class": label, "dtype": dtype, "model": pretrained.fingerprint()}
+            before, batches = ranks.agree(lambda: run.begin(kept))
+        with stopwatch.part("sampling"):
+            run.draw(batches[ranks.rank :: ranks.size], before, shown=ranks.rank == 0)
+            ranks.wait()
+        if ranks.rank > 0:
+            return
+        with stopwatch.part("writing"):
+            run.finish()
+    click.echo(stopwatch.summary(num - before))
+    if before:
+        click.echo(f"{before} of {num} images were there from an earlier run")
     if profile:
         _print_profile(stopwatch.profile())
 
@@ -105,77 +113,15 @@ def _print_profile(seconds: dict[str, float]) -> None:
     Console().print(table)
 
 
-def _draw(
-    pretrained: Pretrained,
-    num: int,
-    batch_size: int,
-    labels: Tensor | None,
-    settings: dict[str, Any],
-    model: Callable[..., Tensor],
-    show: Callable[[int, int], None],
-    frames: list[Tensor] | None,
-) -> Tensor:
+def _load(model: Path | None, device: torch.device, dtype: str) -> Pretrained:
     import torch
 
-    from fastdiff.samplers import sample
+    from fastdiff import checkpoints
 
-    unet = pretrained.unet
-    device = unet.conv_in.weight.device
-    batches: list[Tensor] = []
-
-    def after_step(done: SampleStep) -> None:
-        finished = len(batches) * done.num_steps + done.step + 1
-        show(finished, -(-num // batch_size) * done.num_steps)
-        last = done.step == done.num_steps - 1
-        every = -(-done.num_steps // GIF_FRAMES)
-        if frames is not None and not batches and (last or done.step % every == 0):
-            frames.append(done.x_prev.cpu())
-
-    for first in range(0, num, batch_size):
-        count = min(batch_size, num - first)
-        images = sample(
-            model,
-            (count, *pretrained.sample_shape),
-            schedule=pretrained.schedule,
-            prediction_type=pretrained.prediction_type,
-            variance_type=pretrained.variance_type,
-            clip=pretrained.clip,
-            sample_index=first,
-            class_labels=None if labels is None else labels[first : first + count],
-            device=device,
-            dtype=unet.dtype,
-            callback=after_step,
-            **settings,
-        )
-        batches.append(images.cpu())
-    return torch.cat(batches)
-
-
-def _write(
-    images: Tensor,
-    labels: Tensor | None,
-    pretrained: Pretrained,
-    out: Path,
-    npz: Path | None,
-    gif: Path | None,
-    frames: list[Tensor],
-) -> None:
-    import numpy as np
-
-    from fastdiff._files import write_whole
-    from fastdiff.images import grid, save_gif, save_png, to_uint8
-
-    classes = pretrained.num_classes
-    columns = classes if classes and classes <= 16 else None
-    scale = max(1, 64 // images.shape[-1])
-    pixels = to_uint8(images)
-    save_png(out, grid(pixels, columns), scale)
-    if npz is not None:
-        arrays = [pixels] if labels is None else [pixels, labels.numpy()]
-        with write_whole(npz) as unfinished:
-            np.savez(unfinished, *arrays)
-    if gif is not None:
-        save_gif(gif, [grid(to_uint8(frame), columns) for frame in frames], scale)
+    pretrained = checkpoints.load(model, dtype=getattr(torch, dtype))
+    # torch's stub of Module.to leaves memory_format out.
+    pretrained.unet.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return pretrained
 
 
 def _labels(pretrained: Pretrained, label: int | None, num: int) -> Tensor | None:
@@ -191,22 +137,3 @@ def _labels(pretrained: Pretrained, label: int | None, num: int) -> Tensor | Non
     if not 0 <= label < classes:
         raise click.UsageError(f"--class {label}: this model's classes are 0 to {classes - 1}")
     return torch.full((num,), label)
-
-
-def _check_output(path: Path | None, ending: str) -> None:
-    """Find out now, rather than after the work, that a file cannot be written."""
-    if path is None:
-        return
-    if path.suffix.lower() != ending:
-        raise click.UsageError(f"{path}: its name must end in {ending}")
-    folder = path.parent
-    if not folder.is_dir():
-        raise click.UsageError(f"{path}: there is no folder {folder}; make it first")
-    try:
-        # Asked of the disk itself: permissions alone do not tell, least of all root's.
-        with TemporaryFile(dir=folder):
-            writable = not path.is_dir()
-    except OSError:
-        writable = False
-    if not writable:
-        raise click.UsageError(f"{path}: cannot be written here; name another place")

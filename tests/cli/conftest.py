@@ -28,12 +28,13 @@ def fastdiff(monkeypatch, capsys):
     return call
 
 
-def save_tiny_model(folder, **config):
+def save_tiny_model(folder, size=8, **config):
     torch.manual_seed(0)
-    unet = UNet.ddpm(
-        8, image_channels=1, channels=8, multipliers=(1, 2), blocks=1, groups=4,
-        attention_resolutions=(4,), **config,
-    )  # fmt: skip
+    tiny = {
+        "image_channels": 1, "channels": 8, "multipliers": (1, 2), "blocks": 1, "groups": 4,
+        "attention_resolutions": (4,),
+    }  # fmt: skip
+    unet = UNet.ddpm(size, **(tiny | config))
     for weight in unet.parameters():
         if not weight.any():
             torch.nn.init.normal_(weight, std=0.1)
