@@ -2,6 +2,7 @@
 
 from ._library import use_reference
 from .attention_block import attention_block, attention_block_folded, fold_single_head
+from .biased_sum import biased_sum_
 from .conv3x3 import conv3x3, pack_conv3x3
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
@@ -11,6 +12,7 @@ from .q_sample import q_sample
 __all__ = [
     "attention_block",
     "attention_block_folded",
+    "biased_sum_",
     "conv3x3",
     "denoise_step",
     "fold_single_head",

@@ -10,7 +10,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from fastdiff.ops import _library, denoise_step, group_norm_silu, philox_normal, q_sample
+from fastdiff.ops import (
+    _library,
+    biased_sum_,
+    denoise_step,
+    group_norm_silu,
+    philox_normal,
+    q_sample,
+)
 
 SHAPES = [(3, 2, 5, 7), (2, 6, 301), (2, 3, 16, 48)]
 FORMATS = [torch.contiguous_format, torch.channels_last]
@@ -30,6 +37,7 @@ def elementwise() -> None:
             table = torch.rand(4, 4, dtype=torch.float64, device="cuda")
             options = {"sample_index": index, "return_noise": True, "return_target": True}
             q_sample(x, index, table, **options)
+            biased_sum_(x.clone(), torch.rand(shape[1], device="cuda"), x, 0.5)
             out = torch.cat([x, x], 1).bfloat16()
             table = torch.rand(4, 9, dtype=torch.float64, device="cuda")
             denoise_step(
@@ -63,7 +71,7 @@ def attention_blocks() -> None:
 
 
 def main() -> None:
-    ops = ["philox_normal", "q_sample", "denoise_step", "group_norm_silu"]
+    ops = ["biased_sum_", "philox_normal", "q_sample", "denoise_step", "group_norm_silu"]
     with torch.no_grad():
         elementwise()
         group_norms()

@@ -23,6 +23,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from fastdiff.ops.biased_sum import triton as biased_sum
 from fastdiff.ops.denoise_step import triton as denoise_step
 from fastdiff.ops.philox_normal import triton as philox_normal
 from fastdiff.ops.q_sample import triton as q_sample
@@ -181,8 +182,13 @@ def step_launch(
     )
 
 
+def sum_launch(dtype: torch.dtype, layout: torch.memory_format) -> Launch:
+    x = meta(64, 128, 32, 32, dtype=dtype).contiguous(memory_format=layout)
+    return recorded(biased_sum, "biased_sum_", x, meta(128, dtype=dtype), x, 0.5)
+
+
 # A launch, and the bytes that each element makes the kernel read and write.
-# Large samples take blocks of 2048 elements, others of 1024.
+# Large samples take blocks of 2048 elements, others of 1024. A channels-last bias is read as x is.
 KERNELS: dict[str, tuple[Callable[[], Launch], int, int]] = {
     "normals": (lambda: normal_launch(f32), 0, 4),
     "normals, large": (lambda: normal_launch(f32, side=128), 0, 4),
@@ -193,6 +199,9 @@ KERNELS: dict[str, tuple[Callable[[], Launch], int, int]] = {
     "step, large": (lambda: step_launch(f32, f32, side=128), 8, 4),
     "step bf16": (lambda: step_launch(bf16, bf16), 4, 2),
     "step bf16, large": (lambda: step_launch(bf16, bf16, side=128), 4, 2),
+    "sum": (lambda: sum_launch(f32, torch.channels_last), 12, 4),
+    "sum bf16": (lambda: sum_launch(bf16, torch.channels_last), 6, 2),
+    "sum bf16, contiguous": (lambda: sum_launch(bf16, torch.contiguous_format), 4, 2),
     "step, everything": (lambda: step_launch(f32, bf16, everything=True), 14, 10),
 }
 
@@ -252,7 +261,7 @@ def assert_nothing_fused(built: Code, capability: int) -> None:
 
 
 @every_gpu
-@every_kernel
+@pytest.mark.parametrize("name", [name for name in KERNELS if not name.startswith("sum")])
 def test_noise_is_not_fused(name: str, capability: int) -> None:
     assert_nothing_fused(code(name, capability), capability)
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastdiff.ops import _library
 
 ROOT = Path(__file__).parents[2]
-OPS = ["philox_normal", "q_sample", "denoise_step", "denoise_step_"]
+OPS = ["biased_sum_", "philox_normal", "q_sample", "denoise_step", "denoise_step_"]
 
 
 def run_kernels(**environment: str) -> None:

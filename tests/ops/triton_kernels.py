@@ -20,6 +20,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from triton.runtime import interpreter
 
+from fastdiff.ops.biased_sum import reference as sum_reference
+from fastdiff.ops.biased_sum import triton as sum_triton
 from fastdiff.ops.denoise_step import reference as denoise_reference
 from fastdiff.ops.denoise_step import triton as denoise_triton
 from fastdiff.ops.philox_normal import reference as philox_reference
@@ -33,6 +35,7 @@ from tests.judge import assert_close_by_law4
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 MODULES: dict[str, tuple[Any, Any]] = {
+    "biased_sum_": (sum_triton, sum_reference),
     "philox_normal": (philox_triton, philox_reference),
     "q_sample": (q_sample_triton, q_sample_reference),
     "denoise_step": (denoise_triton, denoise_reference),
@@ -373,8 +376,8 @@ def test_samplers_take_the_references_way(
         return torch.cat([out, out.cos()], 1) if learned else out
 
     def trajectory(which: int, dtype: torch.dtype) -> list[Tensor]:
-        for op, modules in MODULES.items():
-            kernel = getattr(modules[which], op)
+        for op in ("philox_normal", "denoise_step"):
+            kernel = getattr(MODULES[op][which], op)
             monkeypatch.setattr(sys.modules[f"fastdiff.ops.{op}"], "_op", kernel)
         states: list[Tensor] = []
         sample(
@@ -398,3 +401,34 @@ def test_samplers_take_the_references_way(
     assert same_bits(through_triton[0], plain[f32][0])
     for i, state in enumerate(through_triton):
         assert_close_by_law4(state, lambda x, i=i: plain[x.dtype][i], torch.empty(0))
+
+
+@pytest.mark.parametrize("given", ["bias", "residual", "both", "scale alone"])
+@pytest.mark.parametrize("dtype", [f32, bf16, f16])
+@pytest.mark.parametrize("layout", [torch.Tensor.contiguous, last])
+@pytest.mark.parametrize("shape", IMAGES)
+def test_biased_sum(
+    shape: tuple[int, ...], layout: Callable[..., Tensor], dtype: torch.dtype, given: str
+) -> None:
+    x, residual = (layout(normals(*shape, seed=seed, dtype=dtype)) for seed in (1, 2))
+    bias = normals(shape[1], seed=3) if given in ("bias", "both") else None
+    other = residual.contiguous() if given in ("residual", "both") else None
+
+    def summed(*arguments: Any) -> Tensor:
+        x = arguments[0].clone()
+        sum_reference.biased_sum_(x, *arguments[1:])
+        return x
+
+    count, found = launches["biased_sum_"], x.clone()
+    sum_triton.biased_sum_(found, bias, other, 0.7)
+    assert launches["biased_sum_"] == count + (x.numel() > 0)
+    assert_close_by_law4(found, summed, x, bias, other, 0.7)
+
+
+def test_biased_sum_of_float64_and_odd_strides_is_the_references() -> None:
+    for x in (normals(2, 3, 5, 7, dtype=torch.float64), normals(2, 3, 5, 14)[..., ::2]):
+        found, wanted, count = x.clone(), x.clone(), launches["biased_sum_"]
+        found = torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=DEVICE).copy_(x)
+        sum_triton.biased_sum_(found, None, x, 2.0)
+        sum_reference.biased_sum_(wanted, None, x, 2.0)
+        assert launches["biased_sum_"] == count and torch.equal(found, wanted)
