@@ -57,11 +57,16 @@ class Pretrained:
     @property
     def model(self) -> Callable[..., Tensor]:
         """What samplers call as model(x_t, t): the UNet, on the timesteps it was trained with;
-        on the CPU its plan, with its weights as they are now."""
-        unet: Callable[..., Tensor] = planned(self.unet)
-        if self.timestep_scale == 1:
-            return unet
-        return lambda x_t, t, **rest: unet(x_t, t * self.timestep_scale, **rest)
+        its plan where there is one, with its weights as they are now."""
+        return self.model_for(tf32=False)
+
+    def model_for(self, *, tf32: bool) -> Callable[..., Tensor]:
+        """As model; with tf32 a GPU multiplies float32 with 10 bits of mantissa."""
+        model: Callable[..., Tensor]
+        model = planned(self.unet, tf32=tf32, timestep_scale=self.timestep_scale)
+        if model is not self.unet or self.timestep_scale == 1:
+            return model
+        return lambda x_t, t, **rest: self.unet(x_t, t * self.timestep_scale, **rest)
 
     def fingerprint(self) -> str:
         """A hash of the weights and of all that is told beside them: other images, another hash."""

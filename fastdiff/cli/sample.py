@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
     from fastdiff.checkpoints import Pretrained
 
-DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "f16": "float16"}
+DTYPES = {
+    "auto": "float32", "float32": "float32", "tf32": "float32", "bf16": "bfloat16", "f16": "float16"
+}  # fmt: skip
 
 
 @click.command(context_settings={"show_default": True})
@@ -42,7 +44,12 @@ DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "f16": "f
 )
 @click.option("--gif", type=click.Path(path_type=Path), help="How the first images came to be.")
 @device_option
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="auto", help="Of the model.")
+@click.option(
+    "--dtype",
+    type=click.Choice(list(DTYPES)),
+    default="auto",
+    help="Of the model; tf32: float32 that a GPU multiplies with 10 bits.",
+)
 @click.option("--profile", is_flag=True, help="Tell what the time went to.")
 def sample(
     model: Path | None,
@@ -81,7 +88,8 @@ def sample(
         with stopwatch.part("start"):
             pretrained = _load(model, resolve_device(device, ranks), DTYPES[dtype])
             labels = _labels(pretrained, label, num)
-            timed = stopwatch.time_model(pretrained.model, pretrained.unet.device, by_kind=profile)
+            called = pretrained.model_for(tf32=dtype == "tf32")
+            timed = stopwatch.time_model(called, pretrained.unet.device, by_kind=profile)
             if steps is None and sampler != "ddpm":
                 steps = min(50, pretrained.schedule.num_timesteps)
             settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}

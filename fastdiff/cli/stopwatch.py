@@ -93,7 +93,7 @@ def _kind(module: object) -> str | None:
     from fastdiff.models import blocks
 
     kinds: dict[tuple[type, ...], str] = {
-        (nn.Conv2d, engine.convolution.Winograd, engine.convolution.Packed): KINDS[0],
+        (nn.Conv2d, *engine.convolution.KINDS): KINDS[0],
         (blocks.Norm, engine.blocks.Normalisation): KINDS[1],
         (blocks.Attention, engine.blocks.Attention): KINDS[2],
     }

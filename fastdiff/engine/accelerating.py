@@ -8,7 +8,7 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import nn
 
-from fastdiff.engine.unet import AcceleratedUNet
+from fastdiff.engine.unet import AcceleratedUNet, hooked
 from fastdiff.models import UNet, blocks, embeddings
 from fastdiff.ops import _library
 
@@ -22,16 +22,20 @@ _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _plans: WeakKeyDictionary[UNet, tuple[Any, AcceleratedUNet]] = WeakKeyDictionary()
 
 
-def accelerate(unet: UNet) -> AcceleratedUNet:
-    """Plan a UNet for fast inference on the CPU.
+def accelerate(unet: UNet, *, tf32: bool = False, timestep_scale: float = 1.0) -> AcceleratedUNet:
+    """Plan a UNet for fast inference on the CPU or an NVIDIA GPU.
 
     Weights are packed as they are now; the UNet itself is left as it was, and may change or go
     without the plan noticing. Dropout is off, whatever the UNet's mode. The result is called as the
-    UNet is and answers within its rounding: float32 by Winograd's convolutions, which take 2.25
-    times fewer products, bfloat16 by oneDNN's where the processor multiplies it.
+    UNet is and answers within its rounding: on the CPU float32 by Winograd's convolutions, which
+    take 2.25 times fewer products, bfloat16 by oneDNN's where the processor multiplies it; on a GPU
+    by cuDNN's, with biases and sums in the passes that follow.
 
     Args:
-        unet: float32, bfloat16 or float16, on the CPU.
+        unet: float32, bfloat16 or float16, on the CPU or a GPU.
+        tf32: whether a GPU multiplies float32 with 10 bits of mantissa; PyTorch's own default is
+            that for convolutions.
+        timestep_scale: the UNet is told t times it, as one trained with rescaled timesteps wants.
 
     Raises:
         TypeError: what is given is no UNet of fastdiff, or has a part of another's making.
@@ -43,30 +47,33 @@ def accelerate(unet: UNet) -> AcceleratedUNet:
         raise TypeError(f"{part} is no part of a fastdiff.UNet as it is built; call it as it is.")
     if (reason := _obstacle(unet)) is not None:
         raise ValueError(f"{reason}; call the UNet as it is.")
-    return AcceleratedUNet(unet)
+    return AcceleratedUNet(unet, tf32=tf32, timestep_scale=timestep_scale)
 
 
-def planned(model: Any) -> Any:
+def planned(model: Any, *, tf32: bool = False, timestep_scale: float = 1.0) -> Any:
     """The model, or where it is a UNet that `accelerate` takes, its plan, kept while it is valid.
 
     A plan is valid until a parameter changes, which a sum of all their bits tells. Hooks, training
     mode, autocast and `use_reference` keep the UNet as it is.
     """
-    if type(model) is not UNet or model.training or torch.is_autocast_enabled("cpu"):
+    if type(model) is not UNet or model.training or torch.is_autocast_enabled(model.device.type):
         return model
-    if _library.reference_asked() or _obstacle(model) or _unknown_part(model) or _hooked(model):
+    if _library.reference_asked() or _obstacle(model) or _unknown_part(model) or hooked(model):
         return model
-    state = _state(model)
+    state = tf32, timestep_scale, _state(model)
     kept = _plans.get(model)
     if kept is None or kept[0] != state:
-        kept = _plans[model] = state, AcceleratedUNet(model)
+        plan = AcceleratedUNet(model, tf32=tf32, timestep_scale=timestep_scale)
+        kept = _plans[model] = state, plan
     return kept[1]
 
 
 def _obstacle(unet: UNet) -> str | None:
     parameters = [*unet.parameters()]
-    if device := next((p.device for p in parameters if p.device.type != "cpu"), None):
-        return f"the UNet is on {device}, and plans are for the CPU"
+    if len(devices := {p.device for p in parameters}) > 1:
+        return f"the UNet is on {' and '.join(sorted(map(str, devices)))}, a plan on one device"
+    if (device := devices.pop()).type not in ("cpu", "cuda"):
+        return f"the UNet is on {device}, and plans are for the CPU and NVIDIA GPUs"
     if dtype := next((p.dtype for p in parameters if p.dtype not in _DTYPES), None):
         return f"the UNet is {dtype}, and plans are for float32, bfloat16 and float16"
     if len({p.dtype for p in parameters}) > 1:
@@ -81,12 +88,9 @@ def _unknown_part(unet: UNet) -> str | None:
     return None
 
 
-def _hooked(unet: UNet) -> bool:
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return any(getattr(module, name) for module in unet.modules() for name in hooks)
-
-
-def _state(unet: UNet) -> list[tuple[int, int]]:
+def _state(unet: UNet) -> tuple[list[int], list[int]]:
     """What differs once a parameter has been replaced or written to, by whatever way."""
     bits = {4: torch.int32, 2: torch.int16}
-    return [(p.data_ptr(), int(p.detach().view(bits[p.itemsize]).sum())) for p in unet.parameters()]
+    parameters = [p.detach() for p in unet.parameters()]
+    sums = torch.stack([p.view(bits[p.itemsize]).sum() for p in parameters])  # one wait for a GPU
+    return [p.data_ptr() for p in parameters], sums.tolist()

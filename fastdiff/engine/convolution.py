@@ -1,4 +1,4 @@
-"""Convolutions whose weights are packed once, for the library that is fastest on this CPU."""
+"""Convolutions whose weights are laid out once, for the library that is fastest on the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.ops import _library, pack_conv3x3
+from fastdiff.ops import _library, biased_sum_, pack_conv3x3
 
 NARROW = 16  # channels: below, Winograd's tiles are not filled
 
@@ -20,6 +20,8 @@ def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
     The result is called as `(x, residual=None, scale=1.0)` and gives
     `(conv(x) + residual) * scale`, with `upsample` of x doubled by nearest neighbour before.
     """
+    if conv.weight.device.type != "cpu":
+        return Cudnn(conv, upsample)
     return (Winograd if _suits_winograd(conv, upsample) else Packed)(conv, upsample)
 
 
@@ -81,6 +83,38 @@ class Packed(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "packed": None}  # which no copy and no file can hold
 
+
+class Cudnn(nn.Module):
+    """Any convolution on a GPU, by cuDNN as torch's settings have it; what follows is one pass."""
+
+    def __init__(self, conv: nn.Conv2d, upsample: bool) -> None:
+        super().__init__()
+        self.weight = kept(conv.weight).contiguous(memory_format=torch.channels_last)
+        self.bias = kept(conv.bias)
+        self.upsample = upsample
+        self.padding, self.stride = list(map(int, conv.padding)), list(conv.stride)
+
+    def forward(self, x: Tensor, residual: Tensor | None = None, scale: float = 1.0) -> Tensor:
+        if self.upsample:
+            x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+        y = F.conv2d(x, self.weight, None, self.stride, self.padding)
+        if self.bias is None and residual is None and scale == 1:
+            return y
+        return biased_sum_(y, self.bias, residual, scale)
+
+    def take_bias(self) -> Tensor | None:
+        """Its bias, which is added by another part from now on."""
+        bias, self.bias = self.bias, None
+        return bias
+
+    def add_bias(self, bias: Tensor | None) -> None:
+        """Add another part's bias beside its own."""
+        if self.bias is not None and bias is not None:
+            bias = (self.bias.double() + bias.double()).to(self.bias.dtype)
+        self.bias = self.bias if bias is None else bias
+
+
+KINDS = (Winograd, Packed, Cudnn)
 
 Parameter = TypeVar("Parameter", Tensor, Tensor | None)
 

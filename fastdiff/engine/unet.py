@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, cast
 
 import torch
@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from fastdiff.engine import blocks
 from fastdiff.engine.convolution import convolution
-from fastdiff.engine.time import TimeProjections
+from fastdiff.engine.graphs import Graphs
+from fastdiff.engine.precision import float32_products
+from fastdiff.engine.time import Ahead, TimeProjections
 from fastdiff.models import UNet
 from fastdiff.models import blocks as plain
 from fastdiff.models.inputs import check_inputs, steps_by_sample
@@ -19,29 +21,64 @@ from fastdiff.models.inputs import check_inputs, steps_by_sample
 class AcceleratedUNet(nn.Module):
     """What `accelerate` makes of a UNet: called as it is, without gradients."""
 
-    def __init__(self, unet: UNet) -> None:
+    def __init__(self, unet: UNet, *, tf32: bool = False, timestep_scale: float = 1.0) -> None:
         super().__init__()
-        self.config, self.dtype = unet.config, unet.dtype
+        self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
         self.plan = Plan(unet)
+        self.tf32, self.timestep_scale = tf32, timestep_scale
+        self.graphs = Graphs(self.device)
         self.requires_grad_(False).eval()
 
-    def prepare(self, timesteps: Tensor) -> None:
-        """Compute ahead what the steps t [S] of a run need; calls at other t stay right."""
-        self.plan.time.prepare(timesteps)
+    def ahead(self, timesteps: Tensor) -> Ahead:
+        """What the steps t [S] of a run need, to be handed to each call."""
+        return self.plan.time.ahead(self._scaled(timesteps))
 
     @torch.no_grad()
-    def forward(self, x: Tensor, t: Tensor | int, class_labels: Tensor | None = None) -> Tensor:
-        """As the UNet's forward; raises RuntimeError where a gradient is asked for."""
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | int,
+        class_labels: Tensor | None = None,
+        *,
+        ahead: Ahead | None = None,
+    ) -> Tensor:
+        """As the UNet's forward; raises RuntimeError where a gradient is asked for.
+
+        With `ahead` t is a row [1] of it, for all samples, which the host does not read.
+        """
+        time, row = self.plan.time, None
+        if ahead is not None:
+            row = cast(Tensor, t)
+            t = ahead.timesteps.index_select(0, row)
         check_inputs(self.config, x, t, class_labels)
+        t = steps_by_sample(x, t)
+        t = t if ahead is not None else self._scaled(t)
+        with float32_products(self.tf32, self.device):
+            if ahead is None or row is None:
+                projections = time(t, class_labels)
+            else:
+                projections = time.of_row(ahead, row, len(x), class_labels)
+            return self._answer(x, t, projections)
+
+    def _scaled(self, t: Tensor) -> Tensor:
+        return t if self.timestep_scale == 1 else t * self.timestep_scale
+
+    @property
+    def hooked(self) -> bool:
+        """Whether a hook waits for the calls of a part."""
+        return hooked(self)
+
+    def _answer(self, x: Tensor, t: Tensor, projections: tuple[Tensor, ...]) -> Tensor:
         if x.requires_grad:
             raise RuntimeError(
                 "an accelerated UNet gives no gradient: detach x, or call the UNet it was made of."
             )
-        t, x = steps_by_sample(x, t), x.to(self.dtype)
+        x = x.to(self.dtype)
         if self.config.center_input_sample:
             x = 2 * x - 1
-        with torch._C._AutoDispatchBelowAutograd(), torch.autocast("cpu", enabled=False):
-            out: Tensor = self.plan(x, t, class_labels)
+        off = torch.autocast(self.device.type, enabled=False)
+        with torch._C._AutoDispatchBelowAutograd(), off:
+            out: Tensor = self.plan(x, projections)
         if self.config.time_embedding_type == "fourier":
             out = out / t.to(out.dtype)[:, None, None, None]
         return out
@@ -51,6 +88,12 @@ class AcceleratedUNet(nn.Module):
             "an accelerated UNet stays on its device and in its dtype: move or convert the UNet "
             "it was made of, and accelerate that."
         )
+
+
+def hooked(model: nn.Module) -> bool:
+    """Whether a hook waits for the calls of the model or a part of it."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks")
+    return any(getattr(module, name) for module in model.modules() for name in hooks)
 
 
 class Plan(nn.Module):
@@ -102,11 +145,13 @@ class Plan(nn.Module):
                 add_block(sampler)
         add(blocks.Normalisation(unet.conv_norm_out))
         add(convolution(unet.conv_out))
-        self.time = TimeProjections(unet, residuals)
+        parts = (part for part in self.parts if isinstance(part, blocks.Residual))
+        self.time = TimeProjections(unet, residuals, [part.take_time_shift() for part in parts])
 
-    def forward(self, x: Tensor, t: Tensor, class_labels: Tensor | None) -> Tensor:
-        """x [N, C, H, W] in the plan's dtype, t [N] -> [N, C', H, W], channels-last."""
-        projections = iter(self.time(t, class_labels))
+    def forward(self, x: Tensor, of_time: Iterable[Tensor]) -> Tensor:
+        """x [N, C, H, W] in the plan's dtype and the blocks' projections of time, as `time` gives
+        them -> [N, C', H, W], channels-last."""
+        projections = iter(of_time)
         h, maps = x.contiguous(memory_format=torch.channels_last), list[Tensor]()
         for part, roles in zip(self.parts, self.roles, strict=True):
             if "join" in roles:

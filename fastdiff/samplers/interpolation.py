@@ -9,8 +9,8 @@ from torch import Tensor
 
 from fastdiff.diffusion import q_sample
 from fastdiff.ops.philox_normal import philox_normal
-from fastdiff.samplers.loop import Model
 from fastdiff.samplers.sampling import sample
+from fastdiff.samplers.step import Model
 from fastdiff.schedules import NoiseSchedule
 
 ENCODING_STREAM = 1

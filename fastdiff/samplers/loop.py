@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from fastdiff.diffusion import Clip, DynamicThresholding, clip_bound
+from fastdiff.diffusion import Clip, clip_bound
 from fastdiff.engine import AcceleratedUNet, planned
-from fastdiff.ops.denoise_step import denoise_step, predict_x_start
 from fastdiff.ops.philox_normal import checked_seed, philox_normal
 from fastdiff.samplers.plan import Plan
 from fastdiff.samplers.progress import progress_bar
+from fastdiff.samplers.step import Model, State, Step
 
-Model = Callable[..., Tensor]
 Noise = Tensor | Callable[[int, Tensor], Tensor]
 Progress = bool | Callable[[int, int], object]
 
@@ -70,13 +69,15 @@ class Run:
             dtype = torch.float32 if parameter is None else parameter.dtype
         if isinstance(sample_index, int):
             sample_index = torch.arange(sample_index, sample_index + size[0])
+        self._plan, self._dtype = plan, dtype
         self._index = sample_index.to(device)
-        self._guidance_scale = guidance_scale
-        self._conditions = _conditions(size, class_labels, uncond_labels, guidance_scale, device)
-        self._model, self._size, self._learned = planned(model), size, learned
-        self._plan, self._clip, self._bound = plan, clip, clip_bound(clip)
         self._noise, self._seed = noise, checked_seed(seed, self._index.device)
-        self._dtype = dtype
+        self._labels = _labels(size, class_labels, uncond_labels, guidance_scale, device)
+        self._size = size
+        self.step = Step(
+            planned(model), learned, clip, guidance_scale, plan.stochastic, plan.multistep
+        )
+        clip_bound(clip)  # raises for one that does not fit
         x_T = _checked(noise, size, "noise") if isinstance(noise, Tensor) else self._drawn(0)
         if x_T is None:
             x_T = philox_normal(size, self._seed, sample_index=self._index)
@@ -86,6 +87,7 @@ class Run:
         """Every step as it is done."""
         return self._walk(keep_pred=True)
 
+    @torch.no_grad()
     def result(
         self,
         *,
@@ -95,69 +97,70 @@ class Run:
         """The last x_prev."""
         given = nullcontext(progress) if callable(progress) else nullcontext()
         with progress_bar() if progress is True else given as show:
-            for done in self._walk(keep_pred=callback is not None):
-                if show:
-                    show(done.step + 1, done.num_steps)
-                if callback:
-                    callback(done)
+            if callback is None and self._may_replay():
+                return self._replayed(show)
+            return self._walked(show, callback)
+
+    def _walked(
+        self,
+        show: Callable[[int, int], object] | None,
+        callback: Callable[[SampleStep], object] | None,
+    ) -> Tensor:
+        for done in self._walk(keep_pred=callback is not None):
+            if show:
+                show(done.step + 1, done.num_steps)
+            if callback:
+                callback(done)
         return done.x_prev
+
+    def _may_replay(self) -> bool:
+        """Whether nobody looks at single steps, and a GPU can be handed them as graphs."""
+        model = self.step.model
+        if not isinstance(model, AcceleratedUNet) or model.hooked or callable(self._noise):
+            return False
+        return self._size[0] > 0 and capturable(self._x_T.device)
+
+    def _replayed(self, show: Callable[[int, int], object] | None) -> Tensor:
+        """By one step that was captured for this run or an earlier one."""
+        step, steps = self.step, len(self._plan.table)
+        model = cast(AcceleratedUNet, step.model)
+        with model.graphs.at(step.key, step.advance, self.start()) as graph:
+            if graph is not None:
+                tell = None if show is None else lambda done: show(done, steps)
+                return graph.run(steps, tell).x.clone()
+        return self._walked(show, None)
 
     @torch.no_grad()
     def _walk(self, *, keep_pred: bool) -> Iterator[SampleStep]:
-        """A call of the model and of one op by step; keep_pred False leaves pred_x_start out."""
-        x, plan = self._x_T, self._plan
-        table = torch.from_numpy(plan.table).to(x.device)
-        timesteps = torch.from_numpy(plan.timesteps).to(x.device)
-        rows = torch.arange(len(table), device=x.device)
-        if isinstance(self._model, AcceleratedUNet):
-            self._model.prepare(timesteps)
-        short = None if self._dtype == x.dtype else self._dtype
-        model_input, before = x.to(self._dtype), None
+        """Step by step; keep_pred False leaves pred_x_start out."""
+        state, plan, N = self.start(), self._plan, self._size[0]
+        timesteps = torch.from_numpy(plan.timesteps).to(state.x.device)
+        rows = torch.arange(len(timesteps), device=state.x.device)
         for row, t in enumerate(plan.timesteps.tolist()):
-            step = rows[row].expand(len(x))
-            out, uncond = self._predict(model_input, timesteps[row])
-            threshold = None
-            if isinstance(self._clip, DynamicThresholding):
-                threshold = self._clip.bound(
-                    predict_x_start(x, out, step, table, uncond, self._guidance_scale)
-                )
-            done = denoise_step(
-                x,
-                out,
-                step,
-                table,
-                uncond_output=uncond,
-                guidance_scale=self._guidance_scale,
-                clip=self._bound,
-                threshold=threshold,
-                x_start_before=before,
-                return_pred_x_start=keep_pred or plan.multistep,
-                model_dtype=short,
-                **self._step_noise(row),
-            )
+            state = replace(state, row=rows[row].expand(N), t=timesteps[row].expand(N))
+            noise = self._drawn(row + 1) if plan.stochastic else None
+            done = self.step(state, noise=noise, keep_pred=keep_pred)
             pred = cast(Tensor, done.pred_x_start)
-            yield SampleStep(row, len(table), t, x, pred, done.x_prev)
-            x, before = done.x_prev, pred if plan.multistep else None
-            model_input = x if done.model_input is None else done.model_input
+            yield SampleStep(row, len(rows), t, state.x, pred, done.x_prev)
+            before = pred if plan.multistep else None
+            state = replace(state, x=done.x_prev, model_input=done.model_input, before=before)
 
-    def _predict(self, x_t: Tensor, t: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The model's output, and its output without the condition where that guides."""
-        if self._guidance_scale == 1:
-            out = self._model(x_t, t.expand(len(x_t)), **self._conditions)
-            return _checked_output(out, self._size, self._learned), None
-        twice = torch.cat([x_t, x_t])
-        out = self._model(twice, t.expand(len(twice)), **self._conditions)
-        out, uncond = _checked_output(out, [*twice.shape], self._learned).chunk(2)
-        return out, uncond
-
-    def _step_noise(self, row: int) -> dict[str, Any]:
-        if not self._plan.stochastic:
-            return {}
-        return {
-            "noise": self._drawn(row + 1),
-            "seed": self._seed,
-            "sample_index": self._index,
-        }
+    def start(self) -> State:
+        """Where a walk begins, for `step`."""
+        x, model = self._x_T, self.step.model
+        timesteps = torch.from_numpy(self._plan.timesteps).to(x.device)
+        return State(
+            x=x,
+            model_input=None if self._dtype == x.dtype else x.to(self._dtype),
+            before=torch.zeros_like(x) if self._plan.multistep else None,  # weighed by 0
+            row=self._index.new_zeros(len(x)),
+            t=self._index.new_zeros(len(x)),
+            table=torch.from_numpy(self._plan.table).to(x.device),
+            seed=self._seed,
+            sample_index=self._index,
+            class_labels=self._labels,
+            ahead=model.ahead(timesteps) if isinstance(model, AcceleratedUNet) else None,
+        )
 
     def _drawn(self, draw: int) -> Tensor | None:
         """What the caller's noise function gives, or None without one."""
@@ -166,13 +169,18 @@ class Run:
         return _checked(self._noise(draw, self._index), self._size, "noise(draw)")
 
 
-def _conditions(
+def capturable(device: torch.device) -> bool:
+    """Whether a graph can be captured there now."""
+    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+
+
+def _labels(
     size: list[int],
     class_labels: Tensor | None,
     uncond_labels: Tensor | None,
     guidance_scale: float,
     device: torch.device | str,
-) -> dict[str, Tensor]:
+) -> Tensor | None:
     """What the model is told beside x_t and t; guided, the half without a class comes second."""
     if guidance_scale != 1 and (class_labels is None or uncond_labels is None):
         raise ValueError(
@@ -186,7 +194,7 @@ def _conditions(
         for name, tensor in zip(names, labels, strict=False)
         if tensor is not None
     ]
-    return {"class_labels": torch.cat(given)} if given else {}
+    return torch.cat(given) if given else None
 
 
 def _checked_shape(shape: Sequence[int]) -> list[int]:
@@ -200,23 +208,6 @@ def _checked(tensor: Tensor, size: list[int], name: str) -> Tensor:
     if list(tensor.shape) != size:
         raise ValueError(f"{name} must have shape {size}, got {list(tensor.shape)}.")
     return tensor
-
-
-def _checked_output(out: object, size: list[int], learned: bool) -> Tensor:
-    if not isinstance(out, Tensor):
-        raise TypeError(
-            f"the model returned {type(out).__name__}; fastdiff takes a model that returns the "
-            "output tensor: wrap it in a function that does."
-        )
-    N, C, *rest = size
-    allowed = [[N, 2 * C, *rest]] if learned else [[N, C, *rest], [N, 2 * C, *rest]]
-    if list(out.shape) not in allowed:
-        wanted = " or ".join(map(str, allowed))
-        raise ValueError(
-            f"the model returned {list(out.shape)}; expected {wanted}"
-            f"{' for a learned variance' if learned else ''}."
-        )
-    return out
 
 
 def _float_parameters(model: object) -> Iterator[Tensor]:

@@ -14,8 +14,9 @@ from fastdiff.diffusion import Clip, check_variance_type
 from fastdiff.samplers.ddim import ddim_columns, ddim_inverse_columns
 from fastdiff.samplers.ddpm import ddpm_columns
 from fastdiff.samplers.dpm_solver import dpm_solver_columns
-from fastdiff.samplers.loop import Model, Noise, Progress, Run, SampleStep
+from fastdiff.samplers.loop import Noise, Progress, Run, SampleStep
 from fastdiff.samplers.plan import Plan, visited_timesteps
+from fastdiff.samplers.step import Model
 from fastdiff.schedules import NoiseSchedule
 
 DEFAULT_SPACING = {"ddpm": "leading", "ddim": "leading", "dpm++": "trailing"}

@@ -70,17 +70,30 @@ def test_every_config_by_law4(name: str, batch: int, dtype: torch.dtype) -> None
         unet, x = (a.to(memory_format=torch.channels_last) for a in (unet, x))  # type: ignore
     plain = unet(x, t, labels)
     assert_as_exact(found, plain, truth)
-    fast.prepare(t)
-    assert_as_exact(fast(x, t, labels), plain, truth)
+    for i in range(batch):  # each sample's step by itself, from what is computed ahead
+        label = None if labels is None else labels[i : i + 1]
+        row = fast(x[i : i + 1], torch.tensor([batch - 1 - i]), label, ahead=fast.ahead(t.flip(0)))
+        assert_as_exact(row, plain[i : i + 1], truth[i : i + 1])
 
 
 @torch.no_grad()
-def test_one_step_for_all_samples_and_other_steps_than_prepared() -> None:
+def test_one_step_for_all_samples() -> None:
     unet = made("small")
     fast, (x, _, _) = accelerate(unet), inputs(unet, 3)
-    fast.prepare(torch.tensor([900, 500, 100]))
     for t in (500, 501, torch.tensor(100), torch.tensor([900, 100, 7])):
         torch.testing.assert_close(fast(x, t), unet(x, t), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_scaled_timesteps() -> None:
+    unet = made("fourier")
+    x, t = torch.randn(2, 3, 12, 12), torch.tensor([3, 7])
+    plans = [planned(unet, timestep_scale=scale) for scale in (2.5, 2.5, 1.0)]
+    assert plans[0] is plans[1] is not plans[2]
+    fast, wanted = plans[0], unet(x, 2.5 * t)
+    torch.testing.assert_close(fast(x, t), wanted, rtol=1e-4, atol=1e-4)
+    row = fast(x[1:], torch.tensor([1]), ahead=fast.ahead(t))
+    torch.testing.assert_close(row, wanted[1:], rtol=1e-4, atol=1e-4)
 
 
 @torch.no_grad()
