@@ -32,7 +32,7 @@ ROUNDS = {1: 15, 8: 15, 64: 5, 256: 3}  # by batch
 
 MODELS: dict[str, Callable[[], UNet]] = {
     "ddpm-cifar10": lambda: UNet(**{k: v for k, v in CIFAR10.items() if not k.startswith("_")}),
-    "adm-64": lambda: UNet.adm(64, channels=96, blocks=2, learn_sigma=False),
+    "adm-64": lambda: UNet.adm(64, channels=128, blocks=2, learn_sigma=False),
 }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import NoiseSchedule, sample
-from fastdiff.engine import AcceleratedUNet, accelerate, planned
+from fastdiff.engine import AcceleratedUNet, accelerate, blocks, planned
 from fastdiff.engine.convolution import Packed, Winograd
 from fastdiff.models import UNet
 from fastdiff.ops import _library, use_reference
@@ -64,7 +64,8 @@ def test_every_config_by_law4(name: str, batch: int, dtype: torch.dtype) -> None
     before = _library.native_calls("conv3x3", "CPU")
     fast = accelerate(unet)
     found = fast(x, t, labels)
-    assert (_library.native_calls("conv3x3", "CPU") > before) == NATIVE
+    by_amx = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
+    assert (_library.native_calls("conv3x3", "CPU") > before) == (NATIVE and not by_amx)
     truth = copy.deepcopy(unet).double()(x.double(), t, labels)
     if not NATIVE:  # oneDNN's sums over channels-last images are longer
         unet, x = (a.to(memory_format=torch.channels_last) for a in (unet, x))  # type: ignore
@@ -204,12 +205,17 @@ def test_a_whole_run_stays_close(name: str) -> None:
 def test_float32_takes_winograd_and_short_products_onednn(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def kinds(dtype: torch.dtype, has_short_products: bool) -> set[type[nn.Module]]:
-        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_short_products)
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
-        block = accelerate(made("cifar10").to(dtype)).plan.parts[1]
-        return {type(block.conv1), type(block.conv2)}  # type: ignore[union-attr]
+    winograd = Winograd if NATIVE else Packed
 
-    assert kinds(torch.float32, True) == {Winograd if NATIVE else Packed}
-    assert kinds(torch.bfloat16, False) == {Winograd if NATIVE else Packed}
-    assert kinds(torch.bfloat16, True) == {Packed}
+    def kinds(dtype: torch.dtype, avx512_bf16: bool, amx: bool) -> tuple[type[nn.Module], ...]:
+        """Of a block's convolution, and of an upsampler's."""
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        parts = [*accelerate(made("cifar10").to(dtype)).plan.parts]
+        up = next(part for part in parts if isinstance(part, blocks.Upsample))
+        return type(parts[1].conv1), type(up.conv)
+
+    assert kinds(torch.float32, True, True) == (winograd, winograd)
+    assert kinds(torch.bfloat16, False, False) == (winograd, winograd)
+    assert kinds(torch.bfloat16, True, False) == (Packed, winograd)
+    assert kinds(torch.bfloat16, True, True) == (Packed, Packed)
