@@ -1,4 +1,4 @@
-"""Training losses of the DDPM papers, and the terms of the variational bound."""
+"""The terms of the variational bound."""
 
 from __future__ import annotations
 
@@ -8,74 +8,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from fastdiff import ops
-from fastdiff.diffusion import (
-    Gaussian,
-    noising_table,
-    q_mean_variance,
-    q_posterior_mean_variance,
-)
+from fastdiff.diffusion import Gaussian, q_mean_variance, q_posterior_mean_variance
 from fastdiff.schedules import NoiseSchedule
 
 LEAST_PROBABILITY = 1e-12
-
-
-def simple_loss(
-    model: Callable[..., Tensor],
-    x_start: Tensor,
-    t: Tensor,
-    noise: Tensor | None = None,
-    *,
-    schedule: NoiseSchedule,
-    prediction_type: str = "epsilon",
-    class_labels: Tensor | None = None,
-    seed: int | Tensor = 0,
-    sample_index: Tensor | None = None,
-    draw: int | Tensor = 0,
-    stream: int = 0,
-) -> Tensor:
-    """L_simple of each sample: the mean squared error of what the model predicts.
-
-    Ho et al. 2020, equation 14, for epsilon; the same with another target for the
-    other prediction types.
-
-    Args:
-        model: called as ``model(x_t, t)``, or ``model(x_t, t, class_labels=...)``.
-        x_start: clean images, ``[N, C, H, W]`` in [-1, 1].
-        t: timesteps, ``[N]`` int64 in [0, T-1].
-        noise: standard normal, like ``x_start``; None draws it as x_t is made, the normals of
-            ``ops.philox_normal`` for seed, sample_index, draw and stream.
-        prediction_type: "epsilon", "x_start", "v" or "posterior_mean".
-        class_labels: ``[N]`` int64, or None.
-        seed, sample_index, draw, stream: as for ``ops.philox_normal``.
-
-    Returns:
-        ``[N]`` float32.
-
-    Raises:
-        ValueError: when a shape, a timestep or the prediction type is wrong, noise and
-            sample_index are both None, or the model's output is not shaped like ``x_start``.
-    """
-    x_t, _, target = ops.q_sample(
-        x_start,
-        t,
-        noising_table(schedule, x_start.device, prediction_type),
-        noise=noise,
-        seed=seed,
-        sample_index=sample_index,
-        draw=draw,
-        stream=stream,
-        return_target=True,
-    )
-    assert target is not None
-    given = {} if class_labels is None else {"class_labels": class_labels}
-    output = model(x_t, t, **given)
-    if output.shape != target.shape:
-        raise ValueError(
-            f"the model returned {list(output.shape)} where L_simple needs {list(target.shape)}; "
-            "a model with learned variances needs the hybrid loss"
-        )
-    return (output.float() - target.float()).square().flatten(1).mean(1)
 
 
 def normal_kl(
@@ -121,9 +57,15 @@ def discretized_gaussian_log_likelihood(
         cdf: the standard normal's distribution function; tanh_normal_cdf for Ho's numbers.
     """
     centred, per_scale = x - mean, torch.exp(-log_scale)
-    up_to, below = cdf(per_scale * (centred + 1 / 255)), cdf(per_scale * (centred - 1 / 255))
-    inside = torch.where(x > 0.999, 1 - below, up_to - below)
-    return torch.where(x < -0.999, up_to, inside).clamp(min=LEAST_PROBABILITY).log()
+    low, high = per_scale * (centred - 1 / 255), per_scale * (centred + 1 / 255)
+    if cdf is torch.special.ndtr:
+        # Above the mean by the other tail, where a float32 near 1 would hide what is left.
+        above, beyond = centred > 0, cdf(-low)
+        inside = cdf(torch.where(above, -low, high)) - cdf(torch.where(above, -high, low))
+    else:
+        beyond, inside = 1 - cdf(low), cdf(high) - cdf(low)
+    probability = torch.where(x > 0.999, beyond, torch.where(x < -0.999, cdf(high), inside))
+    return probability.clamp(min=LEAST_PROBABILITY).log()
 
 
 def bound_term(
@@ -147,10 +89,13 @@ def bound_term(
         cdf: as for discretized_gaussian_log_likelihood.
     """
     q = q_posterior_mean_variance(schedule, x_start, x_t, t)
-    kl = normal_kl(q.mean, q.log_variance, model.mean, model.log_variance)
-    nll = -discretized_gaussian_log_likelihood(
-        x_start, model.mean, 0.5 * model.log_variance, cdf=cdf
-    )
+    decoded = (t == 0).view(-1, *[1] * (x_start.ndim - 1))
+    # Each term sees harmless numbers where the other counts: an infinity there would spoil the
+    # gradient, though not the value.
+    of_kl = torch.where(decoded, q.log_variance, model.log_variance)
+    of_nll = torch.where(decoded, model.log_variance, 0.0)
+    kl = normal_kl(q.mean, q.log_variance, model.mean, of_kl)
+    nll = -discretized_gaussian_log_likelihood(x_start, model.mean, 0.5 * of_nll, cdf=cdf)
     return torch.where(t == 0, bits_per_dimension(nll), bits_per_dimension(kl))
 
 
