@@ -24,6 +24,7 @@ RANK = {
     "shards": 2,
     "diffusion": 2,
     "losses": 3,
+    "timestep_samplers": 3,
     "models": 3,
     "likelihood": 3,
     "guidance": 3,

@@ -12,6 +12,8 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastdiff.timestep_samplers import LossSecondMoment
+
 Weights = NDArray[np.float64]
 
 
@@ -86,23 +88,12 @@ class LossSecondMomentResampler(LossAwareSampler):
         self.diffusion = diffusion
         self.history_per_term = history_per_term
         self.uniform_prob = uniform_prob
-        self._loss_history = np.zeros([diffusion.num_timesteps, history_per_term])
-        self._loss_counts = np.zeros([diffusion.num_timesteps], dtype=int)
+        self._sampler = LossSecondMoment(diffusion.num_timesteps, history_per_term, uniform_prob)
 
     def weights(self) -> Weights:
-        if not self._warmed_up():
+        if not self._sampler.warmed_up:
             return np.ones([self.diffusion.num_timesteps])
-        weights = np.sqrt(np.mean(self._loss_history**2, axis=-1))
-        weights *= (1 - self.uniform_prob) / weights.sum()
-        return weights + self.uniform_prob / len(weights)
+        return self._sampler.probabilities()
 
     def update_with_all_losses(self, ts: Iterable[int], losses: Iterable[float]) -> None:
-        for t, loss in zip(ts, losses, strict=True):
-            if self._loss_counts[t] == self.history_per_term:
-                self._loss_history[t] = np.append(self._loss_history[t, 1:], loss)
-            else:
-                self._loss_history[t, self._loss_counts[t]] = loss
-                self._loss_counts[t] += 1
-
-    def _warmed_up(self) -> bool:
-        return bool((self._loss_counts == self.history_per_term).all())
+        self._sampler.update([*ts], [*losses])

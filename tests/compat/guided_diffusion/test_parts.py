@@ -54,8 +54,9 @@ def test_all_processes_see_all_losses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dist, "all_gather_object", gather)
     sampler = LossSecondMomentResampler(FOUR, history_per_term=2)
     sampler.update_with_local_losses(torch.tensor([0]), torch.tensor([4.0]))
-    assert sampler._loss_counts.tolist() == [1, 0, 0, 2]
-    assert sampler._loss_history[3].tolist() == [5.0, 6.0]
+    seen = sampler._sampler.state()
+    assert seen["counts"].tolist() == [1, 0, 0, 2]
+    assert seen["losses"][3].tolist() == [5.0, 6.0]
 
 
 def test_embedding_of_timesteps() -> None:
