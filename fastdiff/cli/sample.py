@@ -35,6 +35,9 @@ DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "f16": "f
 @click.option("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0 to 1.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Of all noise.")
 @click.option("--class", "label", type=int, help="One class for all.  [default: each in turn]")
+@click.option(
+    "--guidance-scale", type=float, default=1.0, help="Above 1, classes count for more."
+)
 @click.option("--batch-size", type=click.IntRange(1), default=64)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), help="Grid.")
 @click.option("--npz", type=click.Path(path_type=Path), help="All images, as uint8 arrays.")
@@ -50,6 +53,7 @@ def sample(
     eta: float,
     seed: int,
     label: int | None,
+    guidance_scale: float,
     batch_size: int,
     out: Path,
     npz: Path | None,
@@ -79,10 +83,12 @@ def sample(
         # torch's stub of Module.to leaves memory_format out.
         pretrained.unet.to(chosen, memory_format=torch.channels_last)  # type: ignore[call-overload]
         labels = _labels(pretrained, label, num)
+        pretrained.uncond_labels(0, guidance_scale)  # refused before any work
         timed = stopwatch.time_model(pretrained.model, chosen, by_kind=profile)
     if steps is None and sampler != "ddpm":
         steps = min(50, pretrained.schedule.num_timesteps)
     settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
+    settings["guidance_scale"] = guidance_scale
     frames: list[Tensor] = []
     with stopwatch.part("sampling"), progress_bar() as show:
         images = _draw(
@@ -142,6 +148,7 @@ def _draw(
             clip=pretrained.clip,
             sample_index=first,
             class_labels=None if labels is None else labels[first : first + count],
+            uncond_labels=pretrained.uncond_labels(count, settings["guidance_scale"]),
             device=device,
             dtype=unet.dtype,
             callback=after_step,
