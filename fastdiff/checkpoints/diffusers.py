@@ -41,13 +41,14 @@ def load_folder(
     unet = load_unet(root, dtype=dtype)
     _check_outputs(root, unet, process.variance_type)
     no_class_label = _no_class_label(root, unet.num_classes)
+    num_classes = unet.num_classes if no_class_label is None else no_class_label
     return Pretrained(
         unet=unet,
         schedule=process.schedule,
         prediction_type=process.prediction_type,
         variance_type=process.variance_type,
         clip=process.clip,
-        class_names=_class_names(root, unet.num_classes if no_class_label is None else no_class_label),
+        class_names=_class_names(root, num_classes),
         no_class_label=no_class_label,
     )
 

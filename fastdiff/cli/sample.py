@@ -35,9 +35,7 @@ DTYPES = {"auto": "float32", "float32": "float32", "bf16": "bfloat16", "f16": "f
 @click.option("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0 to 1.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Of all noise.")
 @click.option("--class", "label", type=int, help="One class for all.  [default: each in turn]")
-@click.option(
-    "--guidance-scale", type=float, default=1.0, help="Above 1, classes count for more."
-)
+@click.option("--guidance-scale", type=float, default=1.0, help="Above 1, classes count for more.")
 @click.option("--batch-size", type=click.IntRange(1), default=64)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("samples.png"), help="Grid.")
 @click.option("--npz", type=click.Path(path_type=Path), help="All images, as uint8 arrays.")
