@@ -33,10 +33,13 @@ RANK = {
     "compat": 8,
     "doctor": 8,
     "cli": 9,
+    "__main__": 10,
 }
 # `UNet.from_pretrained` is the one call upward, made where it is called and not at import.
 LAZILY_UPWARD = {("models", "checkpoints")}
-LAZY = {"safetensors", "PIL", "rich", "click", "triton", "diffusers", "scipy"}
+LAZY = {
+    "safetensors", "PIL", "rich", "click", "triton", "diffusers", "scipy", "yaml", "tensorboard",
+}  # fmt: skip
 
 
 def module_name(path: Path) -> str:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import io
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from fastdiff.training.data import check_bytes
 
+File = gzip.GzipFile | io.BufferedReader
 Arrays = tuple[npt.NDArray[Any], npt.NDArray[Any] | None, None]
 
 
@@ -36,30 +38,29 @@ def read_npz(path: Path) -> Arrays:
 
 
 def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
-    opened = gzip.open if path.suffix == ".gz" else open
     try:
-        with opened(path, "rb") as file:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
             return _idx_array(file, path, dimensions)
     except (OSError, EOFError, zlib.error) as error:
         raise ValueError(f"{path.name} cannot be read: {error}") from error
 
 
-def _idx_array(file: IO[bytes], path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
+def _idx_array(file: File, path: Path, dimensions: int) -> npt.NDArray[np.uint8]:
     header = file.read(4 + 4 * dimensions)
     if len(header) < 4 + 4 * dimensions or header[:4] != bytes((0, 0, 8, dimensions)):
         raise ValueError(f"{path.name} is no idx file of unsigned bytes in {dimensions} dimensions")
     shape = tuple(int(size) for size in np.frombuffer(header[4:], ">u4"))
     check_bytes(shape, path)
     array = np.empty(shape, np.uint8)
-    held = _fill(file, memoryview(array).cast("B")) if array.size else 0
+    held = _fill(file, array.data.cast("B")) if array.size else 0
     if held < array.size or file.read(1):
         told = f"holds {held}; it is cut short" if held < array.size else "holds more"
         raise ValueError(f"{path.name} promises {shape} bytes and {told}")
     return array
 
 
-def _fill(file: IO[bytes], memory: memoryview) -> int:
+def _fill(file: File, memory: memoryview) -> int:
     done = 0
-    while done < len(memory) and (count := file.readinto(memory[done:])):  # type: ignore[attr-defined]
+    while done < len(memory) and (count := file.readinto(memory[done:])):
         done += count
     return done

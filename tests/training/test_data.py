@@ -199,7 +199,8 @@ def test_pictures_lie_in_memory_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("labels", "words"), [([0, -1], "whole numbers"), ([0.5, 1.0], "whole numbers"), ([1], "labels")]
+    ("labels", "words"),
+    [([0, -1], "whole numbers"), ([0.5, 1.0], "whole numbers"), ([1], "labels")],
 )
 def test_bad_labels_are_refused(tmp_path, labels, words):
     np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.array(labels))

@@ -159,7 +159,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
 
 
 def _laid_out(a: Tensor, layout: torch.memory_format) -> Tensor:
-    """In that layout, the strides of dimensions of one included, by which ATen's kernel tells it."""
+    """In that layout, strides of dimensions of one included: ATen's kernel goes by them."""
     a = a.contiguous(memory_format=layout)
     if 1 not in a.shape:
         return a
