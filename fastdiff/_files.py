@@ -36,8 +36,9 @@ def write_whole(path: str | os.PathLike[str]) -> Iterator[Path]:
 def write_whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it becomes `path` at once.
 
-    Whatever is raised in the block leaves nothing behind. Raises FileExistsError where `path` is
-    there already, unless it is an empty folder, and OSError where it cannot be written.
+    Its files lie on the disk before it does. Whatever is raised in the block leaves nothing behind.
+    Raises FileExistsError where `path` is there already, unless it is an empty folder, and OSError
+    where it cannot be written.
     """
     target = Path(path)
     if target.is_file() or (target.is_dir() and any(target.iterdir())):
@@ -46,7 +47,11 @@ def write_whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
     beside.mkdir()
     try:
         yield beside
+        for file in beside.rglob("*"):
+            if file.is_file():
+                _flush_to_disk(file)
         os.replace(beside, target)
+        _flush_names(target.parent)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
 
@@ -54,3 +59,11 @@ def write_whole_folder(path: str | os.PathLike[str]) -> Iterator[Path]:
 def _flush_to_disk(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _flush_names(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

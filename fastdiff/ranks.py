@@ -7,11 +7,15 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 
-# A rank may be a whole batch behind another; torchrun itself ends them all when one dies.
+# The others may wait for a rank by a whole batch, or while the first saves, draws and validates;
+# torchrun itself ends them all when one dies.
 PATIENCE = timedelta(days=7)
 
 
@@ -23,31 +27,55 @@ class Ranks:
     size: int = 1
     local: int = 0
 
-    def agree(self, decide: Callable[[], T]) -> T:
-        """What rank 0's `decide` returns, on every rank; what it raises goes up there alone.
+    @property
+    def first(self) -> bool:
+        """Whether this is the one that writes."""
+        return self.rank == 0
 
-        The other ranks then end with exit status 2, so that an error is told once.
+    def share(self, total: int) -> slice:
+        """This rank's part of so many images, the parts in order of rank and of one size."""
+        size = total // self.size
+        return slice(self.rank * size, (self.rank + 1) * size)
+
+    def agree(self, decide: Callable[[], T]) -> T:
+        """What the first rank's `decide` returns, on every rank; what it raises goes up there
+        alone. The other ranks then end with exit status 2, so that an error is told once.
         """
         if self.size == 1:
             return decide()
-        from torch import distributed
+        import torch
 
         decided: list[Any] = [False, None]
         try:
-            if self.rank == 0:
+            if self.first:
                 decided = [True, decide()]
         finally:
-            distributed.broadcast_object_list(decided)
+            torch.distributed.broadcast_object_list(decided, device=torch.device("cpu"))
         if not decided[0]:
             raise SystemExit(2)
         return decided[1]
 
     def wait(self) -> None:
         """Until every rank is here."""
-        if self.size > 1:
-            from torch import distributed
+        self.agree(lambda: None)
 
-            distributed.barrier()
+    def gather(self, own: Tensor) -> Tensor:
+        """The ranks' tensors, all [n], one behind the other."""
+        if self.size == 1:
+            return own
+        from torch import distributed
+
+        everyone = own.new_empty(self.size * len(own))
+        distributed.all_gather_into_tensor(everyone, own.contiguous())
+        return everyone
+
+    def wrap(self, model: nn.Module) -> nn.Module:
+        """The model with gradients averaged over the ranks, from the same weights on all."""
+        if self.size == 1:
+            return model
+        from torch.nn.parallel import DistributedDataParallel
+
+        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
 
 
 ALONE = Ranks()
@@ -55,13 +83,19 @@ ALONE = Ranks()
 
 @contextmanager
 def joined() -> Iterator[Ranks]:
-    """The ranks of this run: one, unless torchrun's variables tell of more."""
+    """The ranks of this run: one, unless torchrun's variables tell of more.
+
+    NCCL carries what they tell each other between GPUs, gloo between CPUs.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield ALONE
         return
+    import torch
     from torch import distributed
 
-    distributed.init_process_group("gloo", timeout=PATIENCE)
+    on_gpus = torch.cuda.is_available()
+    backends = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
+    distributed.init_process_group(backends, timeout=PATIENCE)
     try:
         local = int(os.environ.get("LOCAL_RANK", "0"))
         yield Ranks(distributed.get_rank(), distributed.get_world_size(), local)

@@ -40,7 +40,9 @@ RANK = {
 }
 # `UNet.from_pretrained` is the one call upward, made where it is called and not at import.
 LAZILY_UPWARD = {("models", "checkpoints")}
-LAZY = {"safetensors", "PIL", "rich", "click", "triton", "diffusers", "scipy"}
+LAZY = {
+    "safetensors", "PIL", "rich", "click", "triton", "diffusers", "scipy", "yaml", "tensorboard",
+}  # fmt: skip
 
 
 def module_name(path: Path) -> str:

@@ -19,7 +19,8 @@ from fastdiff.models.unet import UNet
 
 # Our own addition to the folder, which diffusers passes over: a JSON list of names.
 CLASS_NAMES = "class_names.json"
-_MODEL_INDEX = {
+NO_CLASS = "_no_class_label"  # ours too, in model_index.json
+_MODEL_INDEX: dict[str, Any] = {
     "_class_name": "DDPMPipeline",
     "scheduler": ["diffusers", "DDPMScheduler"],
     "unet": ["diffusers", "UNet2DModel"],
@@ -39,13 +40,16 @@ def load_folder(
     process = process_of(read_json(scheduler, dict), str(scheduler))
     unet = load_unet(root, dtype=dtype)
     _check_outputs(root, unet, process.variance_type)
+    no_class_label = _no_class_label(root, unet.num_classes)
+    num_classes = unet.num_classes if no_class_label is None else no_class_label
     return Pretrained(
         unet=unet,
         schedule=process.schedule,
         prediction_type=process.prediction_type,
         variance_type=process.variance_type,
         clip=process.clip,
-        class_names=_class_names(root, unet.num_classes),
+        class_names=_class_names(root, num_classes),
+        no_class_label=no_class_label,
     )
 
 
@@ -67,7 +71,9 @@ def save(
     _write_json(root / "scheduler" / "scheduler_config.json", scheduler)
     if pretrained.class_names is not None:
         _write_json(root / CLASS_NAMES, list(pretrained.class_names))
-    _write_json(root / "model_index.json", _MODEL_INDEX)
+    no_class = pretrained.no_class_label
+    own = {} if no_class is None else {NO_CLASS: no_class}
+    _write_json(root / "model_index.json", _MODEL_INDEX | own)
 
 
 def check_expressible(pretrained: Pretrained) -> None:
@@ -163,6 +169,17 @@ def _class_names(folder: Path, num_classes: int | None) -> tuple[str, ...] | Non
     if len(names) != num_classes or not all(isinstance(name, str) for name in names):
         raise CheckpointError(f"{path} has to name each of the {num_classes} classes; it does not.")
     return tuple(names)
+
+
+def _no_class_label(folder: Path, labels: int | None) -> int | None:
+    path = folder / "model_index.json"
+    found = read_json(path, dict).get(NO_CLASS) if path.exists() else None
+    if found is not None and (labels is None or found != labels - 1):
+        raise CheckpointError(
+            f"{path} has {NO_CLASS} {found!r}; it has to be the last of the UNet's "
+            f"{labels or 0} labels."
+        )
+    return found
 
 
 def _write_json(path: Path, content: dict[str, Any] | list[str]) -> None:

@@ -26,7 +26,10 @@ class Pretrained:
     `prediction_type`, `variance_type` and `clip` are what `fastdiff.sample` takes; `class_names`
     are the names of the labels 0, 1, ... where the checkpoint gives them. `timestep_scale` is what
     the UNet was trained to see t multiplied by: 1000 / T under guided-diffusion's
-    rescale_timesteps.
+    rescale_timesteps. `no_class_label` is the last label of the UNet's table where that was trained
+    to mean no class, for classifier-free guidance.
+
+    Raises ValueError for a no_class_label that is not the last.
     """
 
     unet: UNet
@@ -36,11 +39,21 @@ class Pretrained:
     clip: Clip = True
     class_names: tuple[str, ...] | None = None
     timestep_scale: float = 1.0
+    no_class_label: int | None = None
+
+    def __post_init__(self) -> None:
+        labels = self.unet.num_classes
+        if self.no_class_label is not None and (not labels or self.no_class_label != labels - 1):
+            raise ValueError(
+                f"no_class_label is {self.no_class_label}; it has to be the last of the UNet's "
+                f"{labels or 0} labels."
+            )
 
     @property
     def num_classes(self) -> int | None:
         """How many classes the UNet was trained with; None for an unconditional one."""
-        return self.unet.num_classes
+        labels = self.unet.num_classes
+        return labels if labels is None or self.no_class_label is None else labels - 1
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -91,6 +104,8 @@ class Pretrained:
         steps: int | str | None = None,
         seed: int = 0,
         class_labels: Tensor | None = None,
+        uncond_labels: Tensor | None = None,
+        guidance_scale: float = 1.0,
         batch_size: int = 64,
         **rest: Any,
     ) -> Tensor:
@@ -103,6 +118,8 @@ class Pretrained:
             sampler: "ddim", "ddpm" or "dpm++".
             steps: None is 50, or every timestep for ddpm.
             class_labels: [n] int64; None takes each class in turn.
+            uncond_labels: [n] int64, what guidance takes for no class; None: no_class_label.
+            guidance_scale: above 1, classifier-free guidance.
             batch_size: images at once.
         """
         if class_labels is None and self.num_classes is not None:
@@ -118,6 +135,9 @@ class Pretrained:
         if steps is None and sampler != "ddpm":
             steps = min(STEPS, self.schedule.num_timesteps)
         given |= {"sampler": sampler, "steps": steps, "seed": seed, **rest}
+        given["guidance_scale"] = guidance_scale
+        if uncond_labels is None:
+            uncond_labels = self.uncond_labels(n, guidance_scale)
         batches = []
         for first in range(0, max(n, 1), batch_size):
             index = torch.arange(first, min(first + batch_size, n))
@@ -127,7 +147,22 @@ class Pretrained:
                     (len(index), *self.sample_shape),
                     sample_index=index,
                     class_labels=None if class_labels is None else class_labels[index],
+                    uncond_labels=None if uncond_labels is None else uncond_labels[index],
                     **given,
                 )
             )
         return torch.cat(batches)
+
+    def uncond_labels(self, n: int, guidance_scale: float) -> Tensor | None:
+        """[n] int64 of no class for guidance by that scale, None where it is 1.
+
+        Raises ValueError for a model that was trained without a label for no class.
+        """
+        if guidance_scale == 1:
+            return None
+        if self.no_class_label is None:
+            raise ValueError(
+                f"guidance_scale {guidance_scale:g} needs a model with a label for no class; this "
+                "one has none: train with label_dropout above 0."
+            )
+        return torch.full((n,), self.no_class_label)

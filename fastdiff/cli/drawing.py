@@ -88,6 +88,7 @@ class Drawing:
             clip=pretrained.clip,
             sample_index=indices.start,
             class_labels=None if self.labels is None else self.labels[indices],
+            uncond_labels=pretrained.uncond_labels(len(indices), self.settings["guidance_scale"]),
             device=pretrained.unet.device,
             dtype=pretrained.unet.dtype,
             progress=after_step,

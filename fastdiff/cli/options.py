@@ -16,18 +16,49 @@ device_option = click.option(
 )
 
 
-class IntList(click.ParamType):  # type: ignore[type-arg]
-    """Whole numbers with commas between, as a tuple; an empty text is an empty tuple."""
+class NumberList(click.ParamType):  # type: ignore[type-arg]
+    """Numbers with commas between, as a tuple; an empty text is an empty tuple."""
 
-    name = "int,int,..."
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.kind = kind
+        self.name = f"{kind.__name__},..."
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        if isinstance(value, tuple):
+        if not isinstance(value, str):
             return value
         try:
-            return tuple(int(part) for part in value.split(",") if part)
+            return tuple(self.kind(part) for part in value.split(",") if part)
         except ValueError:
-            self.fail(f"{value!r} is no list of whole numbers such as 1,2,4", param, ctx)
+            example = "whole numbers such as 1,2,4" if self.kind is int else "numbers"
+            self.fail(f"{value!r} is no list of {example}", param, ctx)
+
+
+class SectionOption(click.Option):
+    """An option that the help shows under its section, a flag by the name that changes it."""
+
+    def __init__(self, *args: Any, section: str = "Run", **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.section = section
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        if record is None or not self.secondary_opts:
+            return record
+        return (self.secondary_opts if self.default else self.opts)[0], self.help or ""
+
+
+class SectionCommand(click.Command):
+    """A command of so many options that its help groups them by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "section", "Run"), []).append(record)
+        for section, records in sections.items():
+            with formatter.section(section):
+                formatter.write_dl(records)
 
 
 def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
@@ -44,6 +75,8 @@ def resolve_device(name: str, ranks: Ranks = ALONE) -> torch.device:
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
+        if ranks.size > 1 and device.type == "cuda":
+            torch.cuda.set_device(device)  # NCCL goes by it
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise click.UsageError(f"device {name!r} cannot be used here: {reason}") from error

@@ -34,6 +34,7 @@ DTYPES = {
 @click.option("--eta", type=float, default=0.0, help="DDIM's share of fresh noise, 0 to 1.")
 @click.option("--seed", type=click.IntRange(0, 2**64 - 1), default=0, help="Of all noise.")
 @click.option("--class", "label", type=int, help="One class for all.  [default: each in turn]")
+@click.option("--guidance-scale", type=float, default=1.0, help="Above 1, classes count for more.")
 @click.option("--batch-size", type=click.IntRange(1), default=64)
 @click.option(
     "--out",
@@ -59,6 +60,7 @@ def sample(
     eta: float,
     seed: int,
     label: int | None,
+    guidance_scale: float,
     batch_size: int,
     out: tuple[Path, ...],
     gif: Path | None,
@@ -88,11 +90,13 @@ def sample(
         with stopwatch.part("start"):
             pretrained = _load(model, resolve_device(device, ranks), DTYPES[dtype])
             labels = _labels(pretrained, label, num)
+            pretrained.uncond_labels(0, guidance_scale)  # refused before any work
             called = pretrained.model_for(tf32=dtype == "tf32")
             timed = stopwatch.time_model(called, pretrained.unet.device, by_kind=profile)
             if steps is None and sampler != "ddpm":
                 steps = min(50, pretrained.schedule.num_timesteps)
             settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
+            settings["guidance_scale"] = guidance_scale
             shards = Shards(outputs.main, num, batch_size)
             run = Drawing(pretrained, timed, labels, settings, outputs, shards)
             kept = {**settings, "class": label, "dtype": dtype, "model": pretrained.fingerprint()}

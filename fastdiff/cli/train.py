@@ -2,92 +2,160 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
-from fastdiff.cli.options import IntList, device_option, resolve_device
+from fastdiff.cli.options import (
+    NumberList,
+    SectionCommand,
+    SectionOption,
+    device_option,
+    resolve_device,
+)
+from fastdiff.training.config import TrainConfig, read_settings
 
 if TYPE_CHECKING:
+    from fastdiff.ranks import Ranks
     from fastdiff.training import Progress, Trainer
 
+# What may change when a run goes on: nothing that its result up to a step depends on.
+CHANGEABLE = ("steps", "save_every", "keep", "sample_every", "validate_every", "skip_limit")
+# What is on by itself: the flag that turns it off, and what the help says of that.
+OFF = {"class_conditional": ("unconditional", "Ignore the labels of the data.")}
+Command = TypeVar("Command", bound=Callable[..., Any])
 
-@click.command(context_settings={"show_default": True})
+
+def _read_config(ctx: click.Context, param: click.Parameter, path: Path | None) -> Path | None:
+    """What the file sets becomes the default, so that flags override it."""
+    if path is not None:
+        ctx.default_map = read_settings(path)
+    return path
+
+
+def _settings(command: Command) -> Command:
+    """An option for each setting of TrainConfig."""
+    for setting in reversed(dataclasses.fields(TrainConfig)):
+        if setting.name == "data":
+            continue
+        name, told = setting.name.replace("_", "-"), setting.metadata
+        kind: Any = {"int": int, "float": float, "str": str}.get(str(setting.type))
+        if told["choices"]:
+            kind = click.Choice(told["choices"])
+        elif str(setting.type).startswith("tuple"):
+            kind = NumberList(int if "int" in str(setting.type) else float)
+        off, help = OFF.get(setting.name, (f"no-{name}", told["help"]))
+        flag = f"--{name}/--{off}" if kind is None else f"--{name}"
+        shown: Any = setting.default
+        if isinstance(shown, tuple):
+            shown = ",".join(map(str, shown))
+        command = click.option(
+            flag, setting.name, cls=SectionOption, section=told["section"], type=kind,
+            default=shown, help=help,
+        )(command)  # fmt: skip
+    return command
+
+
+@click.command(cls=SectionCommand, context_settings={"show_default": True})
 @click.argument("data", required=False)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder of the new run.")
 @click.option("--resume", type=click.Path(path_type=Path), help="Folder of a run to go on with.")
-@click.option("--steps", type=int, help="Train up to this step.  [default: 100000]")
-@click.option("--batch-size", type=int, default=128)
-@click.option("--learning-rate", type=float, default=2e-4)
-@click.option("--warmup-steps", type=int, default=500, help="Steps of rising learning rate.")
-@click.option("--ema-decay", type=float, default=0.9999)
-@click.option("--gradient-clip", type=float, default=1.0, help="Largest norm of the gradient.")
-@click.option("--hold-out", type=int, default=0, help="Images at the end kept for validation.")
-@click.option("--unconditional", is_flag=True, help="Ignore the labels of the data.")
-@click.option("--seed", type=int, default=0)
-@click.option("--timesteps", type=int, default=1000)
-@click.option("--schedule", type=click.Choice(["linear", "cosine"]), default="linear")
 @click.option(
-    "--prediction-type",
-    type=click.Choice(["epsilon", "x_start", "v"]),
-    default="epsilon",
-    help="What the model predicts.",
+    "--config",
+    type=click.Path(path_type=Path),
+    callback=_read_config,
+    is_eager=True,
+    expose_value=True,
+    help="YAML file of settings, by the names below; flags override it.",
 )
-@click.option("--channels", type=int, default=128, help="Channels at full resolution.")
-@click.option("--multipliers", type=IntList(), default="1,2,2,2", help="One a resolution.")
-@click.option("--blocks", type=int, default=2, help="Residual blocks a resolution.")
-@click.option(
-    "--attention-resolutions", type=IntList(), default="16", help="Image sizes with attention."
-)
-@click.option("--groups", type=int, default=32, help="Groups of each normalisation.")
-@click.option("--dropout", type=float, default=0.0)
-@click.option("--save-every", type=click.IntRange(1), default=1000, help="Steps between saves.")
-@click.option("--sample-every", type=click.IntRange(1), default=5000, help="Steps between grids.")
 @device_option
+@_settings
+@click.pass_context
 def train(
+    ctx: click.Context,
+    /,
     data: str | None,
     out: Path | None,
     resume: Path | None,
-    steps: int | None,
-    unconditional: bool,
-    save_every: int,
-    sample_every: int,
+    config: Path | None,
     device: str,
     **settings: Any,
 ) -> None:
-    """Train a model on DATA: Algorithm 1 of the DDPM paper.
+    """Train a model on DATA: Algorithm 1 of the DDPM paper, and its successors'.
 
-    DATA is a folder of pictures (a folder a class), idx files (MNIST), or an npz with
-    images and labels. The run's folder keeps config, log, sample grids, everything needed
-    to resume, and model/: the averaged model as a diffusers folder.
+    DATA is a folder or a zip of pictures (a folder a class), idx files (MNIST), or an npz with
+    images and labels; all lie in memory, 8 bits a channel, up to 32 GiB. The run's folder keeps
+    config.yaml, curves as CSV and for TensorBoard, sample grids, checkpoints, and model/: the
+    averaged model as a diffusers folder, a further one for each further decay.
+
+    \b
+    fastdiff train cats/ --out runs/cats
+    fastdiff train --config cats.yaml --out runs/cats2 --learning-rate 1e-4
+    fastdiff train --resume runs/cats --steps 200000
+    torchrun --nproc-per-node 4 -m fastdiff train cats/ --out runs/cats
     """
-    from fastdiff.training import TrainConfig, Trainer
-
-    chosen = resolve_device(device)
     if resume is not None:
-        if data is not None or out is not None:
+        changed = _changed(ctx)
+        if data is not None or out is not None or config is not None:
             raise click.UsageError("--resume takes data and settings from the run; give no others")
-        trainer = Trainer.resume(resume, chosen, steps)
-    else:
-        if data is None or out is None:
-            raise click.UsageError("a new run needs DATA and --out; see fastdiff train --help")
-        config = TrainConfig(
-            data=data,
-            steps=100_000 if steps is None else steps,
-            class_conditional=not unconditional,
-            **settings,
+    elif data is None or out is None:
+        raise click.UsageError("a new run needs DATA and --out; see fastdiff train --help")
+
+    from fastdiff.ranks import joined
+    from fastdiff.samplers.progress import progress_bar
+    from fastdiff.training import Trainer
+
+    with joined() as ranks:
+        chosen = resolve_device(device, ranks)
+        with progress_bar("reading pictures") as tell:
+            common: dict[str, Any] = {"ranks": ranks, "say": _say, "tell": tell}
+            if resume is not None:
+                trainer = Trainer.resume(resume, chosen, **common, **changed)
+            else:
+                assert data is not None and out is not None
+                # Absolute, so that the run can be resumed from any folder.
+                made = TrainConfig(data=str(Path(data).absolute()), **settings)
+                trainer = Trainer.start(made, out, chosen, **common)
+        _run(trainer, ranks)
+
+
+def _changed(ctx: click.Context) -> dict[str, Any]:
+    """The settings given on the command line, which a resumed run may change."""
+    fields = [setting.name for setting in dataclasses.fields(TrainConfig)]
+    given = {
+        name: value
+        for name, value in ctx.params.items()
+        if name in fields
+        and name != "data"
+        and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    }
+    fixed = [name for name in given if name not in CHANGEABLE]
+    if fixed:
+        raise click.UsageError(
+            f"--{fixed[0].replace('_', '-')} cannot change when a run goes on (--resume); "
+            "begin a new one"
         )
-        trainer = Trainer.start(config, out, chosen)
-    _run(trainer, save_every, sample_every)
+    return given
 
 
-def _run(trainer: Trainer, save_every: int, sample_every: int) -> None:
+def _say(sentence: str) -> None:
+    click.echo(f"fastdiff: {sentence}", err=True)
+
+
+def _run(trainer: Trainer, ranks: Ranks) -> None:
+    if not ranks.first:
+        trainer.run()
+        return
     with _progress_bar(trainer) as report:
-        trainer.run(save_every=save_every, sample_every=sample_every, report=report)
+        trainer.run(report)
     click.echo(f"trained to step {trainer.step}: {trainer.folder / 'model'}")
+    if trainer.skipped:
+        click.echo(f"{trainer.skipped} steps were skipped: their loss was not finite")
     if len(trainer.held_out):
         click.echo("loss of the averaged model on the held-out images, by timestep")
         for t, loss in trainer.held_out_loss():

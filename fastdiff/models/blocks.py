@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from fastdiff.models.config import UNetConfig
 from fastdiff.models.joined import Joined, join, lay_out
@@ -179,9 +180,16 @@ class Level(nn.Module):
         super().__init__()
         self.resnets = nn.ModuleList(resnets)
         self.attentions = nn.ModuleList(attentions)
+        self.checkpointing = False
 
     def block(self, i: int, x: Tensor, time: Tensor) -> Tensor:
         """Run the i-th residual block and the attention that follows it, if one does."""
+        if self.checkpointing and self.training and torch.is_grad_enabled():
+            out: Tensor = checkpoint(self._block, i, x, time, use_reentrant=False)
+            return out
+        return self._block(i, x, time)
+
+    def _block(self, i: int, x: Tensor, time: Tensor) -> Tensor:
         x = self.resnets[i](x, time)
         if i < len(self.attentions):
             x = self.attentions[i](x)

@@ -1,66 +1,126 @@
-"""Training images from files, held in memory as uint8."""
+"""Training images, held in memory as uint8: what they are, and in which order they come."""
 
 from __future__ import annotations
 
-import gzip
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
-_PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
+Tell = Callable[[int, int], None]  # how many of how many images are read
+
+# All images lie in memory, once: a larger set is refused before it is read.
+LARGEST_BYTES = 32 * 2**30
 
 
 @dataclass(frozen=True)
 class ImageData:
-    """Images ``[N, C, H, W]`` uint8 and, where known, class labels ``[N]`` int64."""
+    """Images ``[N, C, H, W]`` uint8 and, where known, class labels ``[N]`` int64 and names."""
 
     images: Tensor
     labels: Tensor | None
+    class_names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)
 
     @property
     def num_classes(self) -> int | None:
+        if self.class_names is not None:
+            return len(self.class_names)
         return None if self.labels is None else int(self.labels.max()) + 1
 
     def part(self, start: int, stop: int) -> ImageData:
         labels = None if self.labels is None else self.labels[start:stop]
-        return ImageData(self.images[start:stop], labels)
+        return ImageData(self.images[start:stop], labels, self.class_names)
 
-    def batch(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The images of ``index`` in [-1, 1] as float32, and their labels."""
-        labels = None if self.labels is None else self.labels[index]
-        return self.images[index].float().div_(127.5).sub_(1), labels
+    def batch(
+        self, index: Tensor, device: torch.device | str = "cpu"
+    ) -> tuple[Tensor, Tensor | None]:
+        """The images of ``index`` in [-1, 1] as float32, channels-last, and their labels."""
+        images = self.images[index].to(device, torch.float32, memory_format=torch.channels_last)
+        labels = None if self.labels is None else self.labels[index].to(device)
+        return images.div_(127.5).sub_(1), labels
 
 
-def load_images(path: str | Path) -> ImageData:
-    """Read a data set.
+def load_images(path: str | Path, tell: Tell = lambda done, total: None) -> ImageData:
+    """Read a data set into memory, once.
 
     Args:
         path: an idx file of images (``*images*idx3*``, gzipped or not; the labels are
             the file of the same name with ``labels`` and ``idx1``), a folder that holds
             such a pair, an npz with ``images`` ``[N, H, W(, C)]`` uint8 and optionally
-            ``labels`` ``[N]``, or a folder of pictures, a folder a class where there are
-            folders.
+            ``labels`` ``[N]``, or a folder or a zip of pictures, a folder a class where there
+            are folders. Classes of pictures come mixed evenly, so that the images at the end are
+            of all of them.
+        tell: called as pictures are decoded, with how many are and how many there are.
 
     Raises:
-        ValueError: when there is no such file, or it does not hold images.
+        ValueError: when there is no such file, it does not hold images of one size, or they take
+            more than LARGEST_BYTES.
     """
+    from fastdiff.training import arrays, pictures
+
     path = Path(path)
     if not path.exists():
         raise ValueError(f"no such file or folder of images: {path}")
     if path.is_dir():
         idx_files = sorted(path.glob("*images*idx3*"))
-        return _load_idx(idx_files[0]) if idx_files else _load_pictures(path)
+        if idx_files:
+            return image_data(*arrays.read_idx_pair(idx_files[0]), path)
+        return image_data(*pictures.read_folder(path, tell), path)
     if path.suffix == ".npz":
-        return _load_npz(path)
+        return image_data(*arrays.read_npz(path), path)
+    if path.suffix == ".zip":
+        return image_data(*pictures.read_zip(path, tell), path)
     if "idx3" in path.name:
-        return _load_idx(path)
-    raise ValueError(f"{path.name} is no idx file, npz file or folder of pictures")
+        return image_data(*arrays.read_idx_pair(path), path)
+    raise ValueError(f"{path.name} is no idx file, npz file, zip or folder of pictures")
+
+
+def check_bytes(shape: tuple[int, ...], source: Path) -> None:
+    """ValueError where that many bytes are more than fastdiff train holds in memory."""
+    size = int(np.prod(shape, dtype=np.int64))
+    if size > LARGEST_BYTES:
+        raise ValueError(
+            f"{source.name} holds {size / 2**30:.1f} GiB of images and fastdiff train keeps all in "
+            f"memory, up to {LARGEST_BYTES / 2**30:.0f} GiB; take fewer or smaller ones"
+        )
+
+
+def image_data(
+    images: npt.NDArray[np.uint8],
+    labels: npt.NDArray[np.integer] | None,
+    class_names: tuple[str, ...] | None,
+    source: Path,
+) -> ImageData:
+    """Of arrays [N, H, W] or [N, H, W, C], which are not copied; ValueError for others."""
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
+        raise ValueError(
+            f"{source.name} holds {images.dtype} of shape {images.shape}; "
+            "expected uint8 images [N, H, W] or [N, H, W, C]"
+        )
+    if images.shape[3] not in (1, 3):
+        raise ValueError(
+            f"{source.name} holds images of {images.shape[3]} channels; "
+            "expected 1 (grey) or 3 (colour)"
+        )
+    if labels is not None:
+        if labels.shape != (len(images),):
+            raise ValueError(f"{source.name} has {len(images)} images and {labels.shape} labels")
+        if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+            raise ValueError(f"{source.name} has labels that are no whole numbers from 0 on")
+    return ImageData(
+        torch.from_numpy(images).permute(0, 3, 1, 2),
+        None if labels is None else torch.from_numpy(labels.astype(np.int64)),
+        class_names,
+    )
 
 
 class ShuffledBatches:
@@ -86,77 +146,3 @@ class ShuffledBatches:
             shuffled = np.random.default_rng((self.seed, epoch)).permutation(self.count)
             self._epoch, self._order = epoch, torch.from_numpy(shuffled)
         return self._order[batch * self.batch_size : (batch + 1) * self.batch_size]
-
-
-def _load_idx(images_file: Path) -> ImageData:
-    images = _read_idx(images_file, dimensions=3)
-    labels_file = images_file.with_name(
-        images_file.name.replace("images", "labels").replace("idx3", "idx1")
-    )
-    labels = _read_idx(labels_file, dimensions=1) if labels_file.exists() else None
-    return _image_data(images[..., None], labels, images_file)
-
-
-def _read_idx(path: Path, dimensions: int) -> np.ndarray:
-    try:
-        raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError) as error:
-        raise ValueError(f"{path.name} cannot be read: {error}") from error
-    header = 4 + 4 * dimensions
-    if len(raw) < header or raw[:4] != bytes((0, 0, 8, dimensions)):
-        raise ValueError(f"{path.name} is no idx file of unsigned bytes in {dimensions} dimensions")
-    shape = tuple(np.frombuffer(raw[4:header], ">u4").astype(int))
-    if len(raw) - header != int(np.prod(shape)):
-        raise ValueError(
-            f"{path.name} promises {shape} bytes and holds {len(raw) - header}; it is cut short"
-        )
-    return np.frombuffer(raw, np.uint8, offset=header).reshape(shape)
-
-
-def _load_npz(path: Path) -> ImageData:
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            images = arrays["images"]
-            labels = arrays["labels"] if "labels" in arrays else None
-    except (OSError, KeyError, ValueError) as error:
-        raise ValueError(f"{path.name} is no npz with an array 'images': {error}") from error
-    return _image_data(images[..., None] if images.ndim == 3 else images, labels, path)
-
-
-def _load_pictures(folder: Path) -> ImageData:
-    from PIL import Image
-
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _PICTURES)
-    if not files:
-        raise ValueError(f"{folder} holds neither idx files nor pictures")
-    modes = {"L", "RGB"}
-    pictures = []
-    for file in files:
-        with Image.open(file) as picture:
-            pictures.append(
-                np.asarray(picture if picture.mode in modes else picture.convert("RGB"))
-            )
-    first = pictures[0].shape
-    for file, picture in zip(files, pictures, strict=True):
-        if picture.shape != first:
-            raise ValueError(f"{file} is {picture.shape} where {files[0]} is {first}")
-    classes = sorted({file.parent for file in files})
-    labels = None
-    if len(classes) > 1:
-        labels = np.array([classes.index(file.parent) for file in files])
-    images = np.stack(pictures)
-    return _image_data(images[..., None] if images.ndim == 3 else images, labels, folder)
-
-
-def _image_data(images: np.ndarray, labels: np.ndarray | None, source: Path) -> ImageData:
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
-        raise ValueError(
-            f"{source.name} holds {images.dtype} of shape {images.shape}; "
-            "expected uint8 images [N, H, W] or [N, H, W, C]"
-        )
-    if labels is not None and labels.shape != (len(images),):
-        raise ValueError(f"{source.name} has {len(images)} images and {labels.shape} labels")
-    return ImageData(
-        torch.from_numpy(images.transpose(0, 3, 1, 2).copy()),
-        None if labels is None else torch.from_numpy(labels.astype(np.int64)),
-    )

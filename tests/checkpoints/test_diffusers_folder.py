@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+import fastdiff
 from fastdiff.checkpoints import Pretrained, load, save
 from fastdiff.diffusion import DynamicThresholding
 from fastdiff.models import UNet
@@ -250,3 +251,40 @@ def test_every_beta_schedule_is_diffusers(tmp_path: Path, kind: str) -> None:
     scheduler = diffusers.DDPMScheduler(num_train_timesteps=100, beta_schedule=kind)
     diffusers.DDPMPipeline(theirs(), scheduler).save_pretrained(tmp_path)
     np.testing.assert_allclose(load(tmp_path).schedule.betas, scheduler.betas, rtol=1e-4)
+
+
+def test_a_label_for_no_class_is_kept_and_guides(tmp_path: Path) -> None:
+    kept = Pretrained(
+        ours(), NoiseSchedule.linear(20), class_names=("cat", "dog"), no_class_label=2
+    )
+    save(tmp_path, kept)
+    loaded = load(tmp_path)
+    assert (loaded.num_classes, loaded.no_class_label) == (2, 2)
+    assert loaded.class_names == ("cat", "dog")
+    diffusers.DDPMPipeline.from_pretrained(tmp_path)
+    common: dict[str, Any] = {"schedule": loaded.schedule, "sampler": "ddim", "steps": 20}
+    expected = fastdiff.sample(
+        theirs_as_ours(), (3, *loaded.sample_shape), class_labels=torch.tensor([0, 1, 0]),
+        uncond_labels=torch.tensor([2, 2, 2]), guidance_scale=3.0, **common,
+    )  # fmt: skip
+    got = loaded.sample(3, guidance_scale=3.0, steps=20)
+    torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
+
+
+def theirs_as_ours() -> Any:
+    unet = theirs()
+    return lambda x, t, class_labels: unet(x, t, class_labels).sample
+
+
+@pytest.mark.parametrize("label", [0, 3, "2"])
+def test_a_label_for_no_class_that_is_not_the_last_is_refused(tmp_path: Path, label: Any) -> None:
+    save(tmp_path, Pretrained(ours(), NoiseSchedule.linear(20), no_class_label=2))
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    (tmp_path / "model_index.json").write_text(json.dumps(index | {"_no_class_label": label}))
+    with pytest.raises(ValueError, match="_no_class_label"):
+        load(tmp_path)
+
+
+def test_guidance_without_a_label_for_no_class_is_refused() -> None:
+    with pytest.raises(ValueError, match="no class"):
+        Pretrained(ours(), NoiseSchedule.linear(20)).sample(2, guidance_scale=2.0)

@@ -1,10 +1,18 @@
 """`fastdiff train` trains, resumes, and refuses what it cannot do."""
 
-import json
+import dataclasses
+import os
+import subprocess
+import sys
 
+import click
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
+
+from fastdiff.cli.train import train
+from fastdiff.training import TrainConfig
 
 SMALL = (
     "--batch-size", 4, "--channels", 8, "--multipliers", "1,2", "--blocks", 1, "--groups", 4,
@@ -36,7 +44,7 @@ def test_resume_goes_on_to_the_new_step(fastdiff, data, tmp_path):
     assert fastdiff("train", data, "--out", run, "--steps", 2, *SMALL).status == 0
     outcome = fastdiff("train", "--resume", run, "--steps", 5)
     assert outcome.status == 0, outcome.err
-    assert json.loads((run / "config.json").read_text())["steps"] == 5
+    assert yaml.safe_load((run / "config.yaml").read_text())["steps"] == 5
     assert [line.split(",")[0] for line in (run / "log.csv").read_text().split()][1:] == list(
         "12345"
     )
@@ -53,10 +61,19 @@ def test_resume_goes_on_to_the_new_step(fastdiff, data, tmp_path):
         (["data.npz", "--out", "run", "--batch-size", 4, "--channels", 6], "32"),
         (["--resume", "gone"], "gone"),
         (["data.npz", "--resume", "run"], "--resume"),
+        (["--resume", "run", "--learning-rate", "1e-3"], "--learning-rate cannot change"),
+        (["--resume", "run", "--config", "fine.yaml"], "--resume"),
+        (["--config", "gone.yaml", "--out", "run"], "gone.yaml"),
+        (["--config", "settings.yaml", "--out", "run"], "settings.yaml sets epochs"),
+        (["data.npz", "--out", "run", "--variance-type", "learned"], "objective hybrid or vlb"),
+        (["data.npz", "--out", "run", "--ema-decays", "a"], "'a'"),
+        (["data.npz", "--out", "run", "--steps", 0], "steps is 0"),
     ],
 )
 def test_bad_input_gets_one_sentence(fastdiff, data, tmp_path, monkeypatch, arguments, words):
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "settings.yaml").write_text("epochs: 3\n")
+    (tmp_path / "fine.yaml").write_text("steps: 3\n")
     outcome = fastdiff("train", *arguments)
     lines = [
         line for line in outcome.err.splitlines() if line and not line.startswith(("Usage", "Try"))
@@ -64,3 +81,61 @@ def test_bad_input_gets_one_sentence(fastdiff, data, tmp_path, monkeypatch, argu
     assert outcome.status == 2 and len(lines) == 1, outcome
     assert words in lines[0]
     assert not (tmp_path / "run").exists()
+
+
+def test_every_setting_is_an_option_of_the_same_default():
+    options = {param.name: param for param in train.params if isinstance(param, click.Option)}
+    with click.Context(train) as context:
+        for setting in dataclasses.fields(TrainConfig):
+            if setting.name != "data":
+                default = options[setting.name].get_default(context)
+                shown = options[setting.name].type_cast_value(context, default)
+                assert shown == setting.default, setting.name
+
+
+def test_flags_override_the_file_and_the_run_keeps_both(fastdiff, data, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = TrainConfig(
+        "data.npz", steps=3, batch_size=4, channels=8, multipliers=(1, 2), blocks=1, groups=4,
+        attention_resolutions=(4,), timesteps=50, learning_rate=0.5, horizontal_flips=True,
+        class_conditional=False,
+    )  # fmt: skip
+    config.save(tmp_path / "settings.yaml")
+    outcome = fastdiff(
+        "train", "--config", "settings.yaml", "--out", "run", "--learning-rate", "1e-4",
+        "--no-horizontal-flips", "--attention-resolutions", "", "--class-conditional",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    kept = TrainConfig.load(tmp_path / "run" / "config.yaml")
+    assert kept == dataclasses.replace(
+        config, data=str(tmp_path / "data.npz"), learning_rate=1e-4, horizontal_flips=False,
+        attention_resolutions=(), class_conditional=True,
+    )  # fmt: skip
+
+
+def test_a_model_of_learned_variances_and_hidden_labels_draws_by_guidance(fastdiff, data, tmp_path):
+    run = tmp_path / "run"
+    outcome = fastdiff(
+        "train", data, "--out", run, "--steps", 3, *SMALL, "--variance-type", "learned_range",
+        "--objective", "hybrid", "--label-dropout", 0.2, "--ema-decays", "0.9,0.5",
+    )  # fmt: skip
+    assert outcome.status == 0, outcome.err
+    for model in ("model", "model-0.5"):
+        drawn = fastdiff(
+            "sample", run / model, "--num", 4, "--steps", 3, "--sampler", "ddpm",
+            "--guidance-scale", 3, "--out", tmp_path / "a.npz", "--out", tmp_path / "a.png",
+        )  # fmt: skip
+        assert drawn.status == 0, drawn.err
+        with np.load(tmp_path / "a.npz") as arrays:
+            assert arrays["arr_1"].tolist() == [0, 1, 0, 1]
+
+
+def test_torchrun_starts_it(data, tmp_path):
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    settings = ["train", data, "--out", tmp_path / "run", "--steps", 2, "--device", "cpu", *SMALL]
+    done = subprocess.run(
+        [sys.executable, *command, "-m", "fastdiff", *map(str, settings)],
+        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained to step 2") == 1

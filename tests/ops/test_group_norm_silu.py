@@ -296,6 +296,26 @@ def test_gradients_of_the_parameters_alone(memory_format: torch.memory_format) -
     torch.testing.assert_close(found, torch.autograd.grad(expected, (weight, bias)))
 
 
+@pytest.mark.parametrize("stride", [1, 8, 64, 1000])
+@pytest.mark.parametrize("shape", [(1, 8, 6, 5), (2, 8, 1, 5), (1, 8, 1, 5)])
+def test_gradients_whatever_the_stride_of_a_dimension_of_one(
+    shape: tuple[int, ...], stride: int
+) -> None:
+    """torch leaves them arbitrary, as after x[:1] or x[0].unsqueeze(0)."""
+    x = randn(*shape).contiguous(memory_format=torch.channels_last)
+    strides = [stride if size == 1 else s for size, s in zip(shape, x.stride(), strict=True)]
+    x = x.as_strided(shape, strides).requires_grad_()
+    weight, bias, seed = randn(8, seed=1), randn(8, seed=2), randn(*shape, seed=3)
+    leaves = (x, weight.requires_grad_(), bias.requires_grad_())
+    found = torch.autograd.grad(group_norm_silu(x, 4, weight, bias, 1e-6), leaves, seed)
+    wide = [leaf.detach().contiguous().double().requires_grad_() for leaf in leaves]
+    expected = torch.autograd.grad(
+        F.silu(F.group_norm(wide[0], 4, *wide[1:], 1e-6)), wide, seed.double()
+    )
+    for got, exact in zip(found, expected, strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-5)
+
+
 def test_second_gradient_is_refused() -> None:
     x = randn(1, 4, 3, 3).requires_grad_()
     (grad,) = torch.autograd.grad(

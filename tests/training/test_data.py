@@ -2,6 +2,8 @@
 
 import gzip
 import struct
+import tracemalloc
+import zipfile
 
 import numpy as np
 import pytest
@@ -70,14 +72,56 @@ def test_floats_are_refused(tmp_path):
         load_images(tmp_path / "a.npz")
 
 
-def test_a_folder_a_class(tmp_path, pixels):
+def cats_and_dogs(folder, pixels):
+    """Four cats and six dogs, named 0.png to 9.png; and things that are no pictures."""
     for i, image in enumerate(pixels):
-        folder = tmp_path / ("cats" if i < 4 else "dogs")
-        folder.mkdir(exist_ok=True)
-        Image.fromarray(image).save(folder / f"{i}.png")
-    data = load_images(tmp_path)
-    np.testing.assert_array_equal(data.images[:, 0].numpy(), pixels)
-    assert data.labels.tolist() == [0] * 4 + [1] * 6
+        home = folder / ("cats" if i < 4 else "dogs")
+        home.mkdir(exist_ok=True)
+        Image.fromarray(image).save(home / f"{i}.png")
+    (folder / "dogs" / "._5.png").write_bytes(b"of macOS")
+    (folder / "README.txt").write_text("of people")
+    return folder
+
+
+def zipped(folder, path):
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*.*")):
+            archive.write(file, file.relative_to(folder))
+    return path
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_a_folder_a_class(tmp_path, pixels, kind):
+    (tmp_path / "pets").mkdir()
+    source = cats_and_dogs(tmp_path / "pets", pixels)
+    if kind == "zip":
+        source = zipped(source, tmp_path / "pets.zip")
+    told = []
+    data = load_images(source, lambda done, total: told.append((done, total)))
+    # By place within the folder: cats at 1/8, 3/8, ...; dogs at 1/12, 3/12, ...
+    order = [4, 0, 5, 1, 6, 7, 2, 8, 3, 9]
+    np.testing.assert_array_equal(data.images[:, 0].numpy(), pixels[order])
+    assert data.labels.tolist() == [int(i > 3) for i in order]
+    assert data.class_names == ("cats", "dogs") and data.num_classes == 2
+    assert told == [(i + 1, 10) for i in range(10)]
+
+
+def test_the_last_pictures_are_of_every_class_in_its_share(tmp_path):
+    for name, count in (("few", 10), ("many", 30)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            Image.new("L", (2, 2)).save(tmp_path / name / f"{i:02d}.png")
+    assert load_images(tmp_path).labels[-8:].sum() == 6
+
+
+def test_one_colour_picture_makes_all_colour(tmp_path):
+    grey = np.arange(16, dtype=np.uint8).reshape(4, 4)
+    Image.fromarray(grey).save(tmp_path / "a.png")
+    Image.new("RGB", (4, 4), (1, 2, 3)).save(tmp_path / "b.png")
+    Image.new("P", (4, 4)).save(tmp_path / "c.png")
+    images = load_images(tmp_path).images
+    np.testing.assert_array_equal(images[0].numpy(), np.stack([grey] * 3))
+    assert images[1, :, 0, 0].tolist() == [1, 2, 3]
 
 
 def test_pictures_of_two_sizes_are_named(tmp_path):
@@ -85,6 +129,83 @@ def test_pictures_of_two_sizes_are_named(tmp_path):
     Image.new("RGB", (5, 4)).save(tmp_path / "b.png")
     with pytest.raises(ValueError, match=r"b\.png"):
         load_images(tmp_path)
+
+
+def half_a_jpeg(path):
+    noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[:600])
+
+
+SPOILERS = {
+    "no picture": lambda path: path.write_bytes(b"hello"),
+    "empty": lambda path: path.write_bytes(b""),
+    "cut short": half_a_jpeg,
+    "another size": lambda path: Image.new("RGB", (31, 32)).save(path),
+    "16 bits": lambda path: Image.fromarray(np.zeros((32, 32), np.uint16)).save(path, format="PNG"),
+}
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+@pytest.mark.parametrize("spoil", SPOILERS.values(), ids=SPOILERS)
+def test_a_bad_picture_is_named(tmp_path, spoil, kind):
+    source = tmp_path / "pictures"
+    source.mkdir()
+    Image.new("RGB", (32, 32)).save(source / "fine.jpg")
+    spoil(source / "spoilt.jpg")
+    if kind == "zip":
+        source = zipped(source, tmp_path / "pictures.zip")
+    with pytest.raises(ValueError, match=r"spoilt\.jpg") as raised:
+        load_images(source)
+    assert "\n" not in str(raised.value)
+
+
+def test_bad_zips_are_named(tmp_path):
+    (tmp_path / "a.zip").write_bytes(b"PK and no more")
+    with pytest.raises(ValueError, match=r"a\.zip"):
+        load_images(tmp_path / "a.zip")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("none here")
+    with pytest.raises(ValueError, match=r"b\.zip holds no pictures"):
+        load_images(zipped(tmp_path / "empty", tmp_path / "b.zip"))
+    (tmp_path / "empty" / "c.png").write_bytes(b"x" * 1000)
+    packed = zipped(tmp_path / "empty", tmp_path / "c.zip")
+    packed.write_bytes(packed.read_bytes().replace(b"x" * 1000, b"y" * 1000))  # a wrong checksum
+    with pytest.raises(ValueError, match=r"c\.png"):
+        load_images(packed)
+
+
+def test_more_than_memory_should_hold_is_refused_before_it_is_read(tmp_path, monkeypatch, pixels):
+    monkeypatch.setattr("fastdiff.training.data.LARGEST_BYTES", 299)
+    write_idx(tmp_path / "images-idx3-ubyte", pixels)
+    monkeypatch.setattr("numpy.empty", None)
+    with pytest.raises(ValueError, match="images-idx3-ubyte holds"):
+        load_images(tmp_path)
+    with pytest.raises(ValueError, match="pets holds"):
+        (tmp_path / "pets").mkdir()
+        load_images(cats_and_dogs(tmp_path / "pets", pixels))
+
+
+def test_pictures_lie_in_memory_once(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (200, 200, 3), dtype=np.uint8)
+    for i in range(40):
+        Image.fromarray(noise).save(tmp_path / f"{i:02d}.bmp")
+    load_images(tmp_path)
+    tracemalloc.start()
+    images = load_images(tmp_path).images
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert images.numel() <= peak < 1.3 * images.numel()
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [([0, -1], "whole numbers"), ([0.5, 1.0], "whole numbers"), ([1], "labels")],
+)
+def test_bad_labels_are_refused(tmp_path, labels, words):
+    np.savez(tmp_path / "a.npz", images=np.zeros((2, 4, 4), np.uint8), labels=np.array(labels))
+    with pytest.raises(ValueError, match=words):
+        load_images(tmp_path / "a.npz")
 
 
 def test_missing_data_is_named(tmp_path):

@@ -118,7 +118,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     # ATen's kernel walks both by one layout, and takes channels-last on the CPU alone.
     layout = reference.memory_format(x) if x.is_cpu else torch.contiguous_format
     h = reference.plus(x.to(mean.dtype), residual)
-    wide, grad = (a.to(mean.dtype).contiguous(memory_format=layout) for a in (h, grad))
+    wide, grad = (_laid_out(a.to(mean.dtype), layout) for a in (h, grad))
     N, C = x.shape[:2]
 
     if ctx.silu:
@@ -156,6 +156,15 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     return (
         grad_x, None, grad_weight, grad_bias, None, grad_scale, grad_shift, None, grad_residual
     )  # fmt: skip
+
+
+def _laid_out(a: Tensor, layout: torch.memory_format) -> Tensor:
+    """In that layout, strides of dimensions of one included: ATen's kernel goes by them."""
+    a = a.contiguous(memory_format=layout)
+    if 1 not in a.shape:
+        return a
+    strides = torch.empty_like(a, device="meta", memory_format=layout).stride()
+    return a.as_strided(a.shape, strides)
 
 
 def _sum(grad: Tensor, spatial: tuple[int, ...]) -> Tensor:
