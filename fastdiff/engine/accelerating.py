@@ -13,8 +13,8 @@ from fastdiff.models import UNet, blocks, embeddings
 from fastdiff.ops import _library
 
 _PARTS = {
-    UNet, blocks.Attention, blocks.DownLevel, blocks.Downsample, blocks.MiddleLevel, blocks.Norm,
-    blocks.ResidualBlock, blocks.UpLevel, blocks.Upsample, embeddings.EmbeddingMLP,
+    UNet, blocks.Attention, blocks.Conv3x3, blocks.DownLevel, blocks.Downsample, blocks.MiddleLevel,
+    blocks.Norm, blocks.ResidualBlock, blocks.UpLevel, blocks.Upsample, embeddings.EmbeddingMLP,
     embeddings.FourierTime, embeddings.SinusoidalTime, nn.Conv2d, nn.Dropout, nn.Embedding,
     nn.Identity, nn.Linear, nn.ModuleList,
 }  # fmt: skip

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from fastdiff.models.config import UNetConfig
 from fastdiff.models.joined import Joined, join, lay_out
-from fastdiff.ops import attention_block, group_norm_silu
+from fastdiff.ops import attention_block, group_norm_silu, trained_conv3x3
 
 KINDS = ("weight", "bias")
 
@@ -34,6 +34,18 @@ class Norm(nn.GroupNorm):
             x, self.num_groups, self.weight, self.bias, self.eps,
             scale=scale, shift=shift, silu=silu, residual=residual,
         )  # fmt: skip
+
+
+class Conv3x3(nn.Conv2d):
+    """3x3, stride 1, a pixel of zeros around, of x or of x doubled by nearest neighbour."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, upsample: bool = False) -> None:
+        super().__init__(in_channels, out_channels, 3, padding=1)
+        self.upsample = upsample
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, O, H, W], or [N, O, 2H, 2W]."""
+        return trained_conv3x3(x, self.weight, self.bias, upsample=self.upsample)
 
 
 class ResidualBlock(nn.Module):
@@ -58,12 +70,12 @@ class ResidualBlock(nn.Module):
         self.resample = resample
         groups, eps = config.norm_num_groups, config.norm_eps
         self.norm1 = Norm(groups, in_channels, eps)
-        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(in_channels, out_channels)
         time_channels = 2 * out_channels if self.scale_shift else out_channels
         self.time_emb_proj = nn.Linear(config.time_embed_dim, time_channels)
         self.norm2 = Norm(groups, out_channels, eps)
         self.dropout = nn.Dropout(config.dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.conv_shortcut = (
             nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
         )
@@ -165,11 +177,11 @@ class Upsample(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+        self.conv = Conv3x3(channels, channels, upsample=True)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C, 2H, 2W]."""
-        out: Tensor = self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        out: Tensor = self.conv(x)
         return out
 
 

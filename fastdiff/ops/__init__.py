@@ -3,7 +3,7 @@
 from ._library import use_reference
 from .attention_block import attention_block, attention_block_folded, fold_single_head
 from .biased_sum import biased_sum_
-from .conv3x3 import conv3x3, pack_conv3x3
+from .conv3x3 import conv3x3, pack_conv3x3, trained_conv3x3
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
 from .philox_normal import philox_normal
@@ -20,5 +20,6 @@ __all__ = [
     "pack_conv3x3",
     "philox_normal",
     "q_sample",
+    "trained_conv3x3",
     "use_reference",
 ]

@@ -6,12 +6,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from .. import _library
 from . import reference
-from .packing import pack_conv3x3, packed_shape
+from .packing import pack_conv3x3, pack_transposed, packed_shape
 
-__all__ = ["conv3x3", "pack_conv3x3"]
+__all__ = ["conv3x3", "pack_conv3x3", "trained_conv3x3"]
+
+# Below so many pixels of a batch, packing the weights takes longer than Winograd saves.
+PIXELS_WORTH_PACKING = 1024
+NARROW = 16  # channels: below, its tiles are not filled
 
 
 def conv3x3(
@@ -48,6 +53,38 @@ def conv3x3(
     _check(x, weight, bias, packed, residual, upsample)
     out: Tensor = _op(x, weight, bias, packed, residual, scale, upsample)
     return out
+
+
+def trained_conv3x3(
+    x: Tensor, weight: Tensor, bias: Tensor | None, *, upsample: bool = False
+) -> Tensor:
+    """conv3x3 in training, where weights change from call to call: packed at the call if it pays.
+
+    That is on the CPU in float32, for channels-last x and where a gradient is recorded; forward and
+    the gradient of x then take 2.25 times fewer products. Else, and under `torch.compile`, it is
+    PyTorch's convolution. Arguments as for conv3x3.
+    """
+    if _pays(x, weight, upsample):
+        packed = pack_conv3x3(weight, dtype=torch.float32)
+        return conv3x3(x, weight, bias, packed=packed, upsample=upsample)
+    if upsample:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    return F.conv2d(x, weight, bias, padding=1)
+
+
+def _pays(x: Tensor, weight: Tensor, upsample: bool) -> bool:
+    if not torch.is_grad_enabled() or not weight.requires_grad or torch.compiler.is_compiling():
+        return False
+    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
+        return False
+    pixels = len(x) * x.shape[2] * x.shape[3] * (4 if upsample else 1)
+    return (
+        pixels >= PIXELS_WORTH_PACKING
+        and min(weight.shape[:2]) >= NARROW
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and not torch.is_autocast_enabled("cpu")
+        and _library.native_kernel("conv3x3", "CPU")
+    )
 
 
 def _check(
@@ -96,24 +133,35 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, _, residual, ctx.scale, ctx.upsample = inputs
-    ctx.save_for_backward(x, weight, bias, residual)
+    x, weight, bias, packed, _, ctx.scale, ctx.upsample = inputs
+    ctx.by_winograd = packed is not None
+    ctx.bias_sizes = None if bias is None else list(bias.shape)
+    ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Through the reference, computed again."""
-    needed = [ctx.needs_input_grad[i] for i in (0, 1, 2, 4)]
-    with torch.enable_grad():
-        tensors: list[Any] = [
-            None if t is None else t.detach().requires_grad_(need)
-            for t, need in zip(ctx.saved_tensors, needed, strict=True)
-        ]
-        x, weight, bias, residual = tensors
-        y = reference.conv3x3(x, weight, bias, None, residual, ctx.scale, ctx.upsample)
-        wanted = [t for t, need in zip(tensors, needed, strict=True) if need]
-        grads = iter(torch.autograd.grad(y, wanted, grad))
-    x, weight, bias, residual = (next(grads) if need else None for need in needed)
-    return x, weight, bias, None, residual, None, None
+    """The gradient of x is a convolution too, by Winograd where the forward was one."""
+    x, weight = ctx.saved_tensors
+    need_x, need_weight, need_bias, _, need_residual, *_ = ctx.needs_input_grad
+    grad = grad.contiguous(memory_format=torch.channels_last)
+    if ctx.scale != 1:
+        grad = grad * ctx.scale
+    of_x = None
+    by_winograd = ctx.by_winograd and need_x
+    if by_winograd:
+        turned = weight.flip(2, 3).transpose(0, 1)
+        of_x = _op(grad, turned, None, pack_transposed(weight), None, 1.0, False)
+    of_weight = of_bias = None
+    if need_weight or need_bias or (need_x and not by_winograd):
+        image = F.interpolate(x, scale_factor=2.0, mode="nearest") if ctx.upsample else x
+        plain_of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            grad, image, weight, ctx.bias_sizes, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
+            [need_x and not by_winograd, need_weight, need_bias],
+        )  # fmt: skip
+        of_x = of_x if by_winograd else plain_of_x
+    if of_x is not None and ctx.upsample:
+        of_x = F.avg_pool2d(of_x, 2, divisor_override=1)
+    return of_x, of_weight, of_bias, None, grad if need_residual else None, None, None
 
 
 _op = _library.define(
