@@ -92,6 +92,15 @@ class NoiseSchedule:
         return cls(np.asarray(betas, dtype=np.float64))
 
     @classmethod
+    def from_log_snr(cls, log_snr: ArrayLike) -> NoiseSchedule:
+        """A schedule of log(alphas_cumprod / (1 - alphas_cumprod)) [T], strictly decreasing."""
+        levels = np.asarray(log_snr, dtype=np.float64)
+        if levels.ndim != 1 or not (np.diff(levels) < 0).all():
+            raise ValueError("log_snr must be one-dimensional and strictly decreasing.")
+        log_alphas_cumprod = -np.logaddexp(0.0, -levels)
+        return cls(-np.expm1(np.diff(log_alphas_cumprod, prepend=0.0)))
+
+    @classmethod
     def linear(cls, T: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> NoiseSchedule:
         """Betas evenly spaced from beta_start to beta_end (Ho et al. 2020, section 4)."""
         return cls(np.linspace(beta_start, beta_end, _checked_length(T)))

@@ -295,3 +295,18 @@ def test_steps_of_a_wrong_type_are_refused(steps: object) -> None:
 def test_bad_given_timesteps_are_refused(given_steps: list[int], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         checked_timesteps(10, given_steps)
+
+
+def test_a_schedule_of_log_snr() -> None:
+    """Log-SNR survives where 1 - alphas_cumprod would have lost its digits."""
+    log_snr = np.linspace(20, -12, 50)
+    s = NoiseSchedule.from_log_snr(log_snr)
+    found = np.log(s.alphas_cumprod) - np.log1p(-s.alphas_cumprod)
+    np.testing.assert_allclose(found, log_snr, rtol=1e-6)
+    assert s.betas[0] == pytest.approx(1 / (1 + math.exp(20)), rel=1e-12)
+    linear = NoiseSchedule.linear(100)
+    again = NoiseSchedule.from_log_snr(np.log(linear.alphas_cumprod / (1 - linear.alphas_cumprod)))
+    np.testing.assert_allclose(again.betas, linear.betas, rtol=1e-9)
+    for wrong in ([1.0, 1.0], [[2.0, 1.0]], [0.0, 1.0]):
+        with pytest.raises(ValueError, match="strictly decreasing"):
+            NoiseSchedule.from_log_snr(wrong)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff.diffusion import Clip
 from fastdiff.engine import planned
+from fastdiff.likelihood import BitsPerDim, bits_per_dim
 from fastdiff.models.unet import UNet
 from fastdiff.samplers import sample
 from fastdiff.schedules import NoiseSchedule
@@ -152,6 +153,23 @@ class Pretrained:
                 )
             )
         return torch.cat(batches)
+
+    def bits_per_dim(
+        self, images: Tensor, *, class_labels: Tensor | None = None, **rest: Any
+    ) -> BitsPerDim:
+        """The variational bound of uint8 images [N, C, H, W].
+
+        `fastdiff.likelihood.bits_per_dim` says what `rest` may be and what is raised.
+        """
+        given: dict[str, Any] = {
+            "schedule": self.schedule,
+            "prediction_type": self.prediction_type,
+            "variance_type": self.variance_type,
+            "clip": self.clip,
+            "device": self.unet.device,
+            "dtype": self.unet.dtype,
+        }
+        return bits_per_dim(self.model, images, class_labels=class_labels, **(given | rest))
 
     def uncond_labels(self, n: int, guidance_scale: float) -> Tensor | None:
         """[n] int64 of no class for guidance by that scale, None where it is 1.
