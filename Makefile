@@ -48,6 +48,8 @@ $(VENV)/.installed: pyproject.toml setup.py csrc/sources.txt $(shell find csrc -
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	$(BIN)/pip install --quiet --no-build-isolation --editable ".[triton,dev]"
+	# Alone: its torchvision would bring another torch. Tests stand in for that.
+	$(BIN)/pip install --quiet --no-deps torch-fidelity
 	touch $@
 
 clean:

@@ -32,7 +32,7 @@ RANK = {
     "likelihood": 6,
     "checkpoints": 7,
     "training": 8,
-    "evaluation": 8,
+    "evaluation": 9,
     "compat": 9,
     "doctor": 9,
     "cli": 10,

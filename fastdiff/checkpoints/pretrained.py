@@ -107,6 +107,7 @@ class Pretrained:
         class_labels: Tensor | None = None,
         uncond_labels: Tensor | None = None,
         guidance_scale: float = 1.0,
+        sample_index: int = 0,
         batch_size: int = 64,
         **rest: Any,
     ) -> Tensor:
@@ -121,6 +122,7 @@ class Pretrained:
             class_labels: [n] int64; None takes each class in turn.
             uncond_labels: [n] int64, what guidance takes for no class; None: no_class_label.
             guidance_scale: above 1, classifier-free guidance.
+            sample_index: of the first image; image i is number sample_index + i of the seed.
             batch_size: images at once.
         """
         if class_labels is None and self.num_classes is not None:
@@ -146,7 +148,7 @@ class Pretrained:
                 sample(
                     self.model,
                     (len(index), *self.sample_shape),
-                    sample_index=index,
+                    sample_index=sample_index + index,
                     class_labels=None if class_labels is None else class_labels[index],
                     uncond_labels=None if uncond_labels is None else uncond_labels[index],
                     **given,

@@ -1,4 +1,4 @@
-"""The command line: ``fastdiff sample``, ``train``, ``convert`` and ``doctor``."""
+"""The command line: ``fastdiff sample``, ``train``, ``evaluate``, ``convert`` and ``doctor``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import click
 
 from fastdiff.cli.convert import convert
 from fastdiff.cli.doctor import doctor
+from fastdiff.cli.evaluate import evaluate
 from fastdiff.cli.sample import sample
 from fastdiff.cli.train import train
 
@@ -21,6 +22,7 @@ def fastdiff() -> None:
     \b
     fastdiff sample                     a grid of digits from the bundled model
     fastdiff train data/ --out run/     train a model on your images
+    fastdiff evaluate run/model --data ...  bits/dim, FID, KID, IS, a report
     fastdiff convert SRC DST --to ...   another library's format
     fastdiff doctor                     what is installed, what is missing
     """
@@ -28,6 +30,7 @@ def fastdiff() -> None:
 
 fastdiff.add_command(sample)
 fastdiff.add_command(train)
+fastdiff.add_command(evaluate)
 fastdiff.add_command(convert)
 fastdiff.add_command(doctor)
 
@@ -42,7 +45,7 @@ def main() -> None:
     except (click.Abort, KeyboardInterrupt):
         click.echo("fastdiff: interrupted", err=True)
         sys.exit(130)
-    except (ValueError, TypeError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, OSError, MemoryError, ImportError) as error:
         if os.environ.get("FASTDIFF_TRACEBACK"):
             raise
         click.echo(f"fastdiff: {_sentence(error)}", err=True)

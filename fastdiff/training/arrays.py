@@ -29,12 +29,15 @@ def read_idx_pair(images_file: Path) -> Arrays:
 
 
 def read_npz(path: Path) -> Arrays:
-    """The arrays "images" and "labels"."""
+    """The arrays "images" and "labels", or those of samples: arr_0, and arr_1 for labels."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
-            return arrays["images"], arrays["labels"] if "labels" in arrays else None, None
+            images, labels = ("images", "labels") if "images" in arrays else ("arr_0", "arr_1")
+            return arrays[images], arrays[labels] if labels in arrays else None, None
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path.name} is no npz with an array 'images': {error}") from error
+        raise ValueError(
+            f"{path.name} is no npz with an array 'images' or 'arr_0': {error}"
+        ) from error
 
 
 def _read_idx(path: Path, dimensions: int) -> npt.NDArray[np.uint8]:

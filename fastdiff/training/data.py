@@ -54,9 +54,9 @@ def load_images(path: str | Path, tell: Tell = lambda done, total: None) -> Imag
         path: an idx file of images (``*images*idx3*``, gzipped or not; the labels are
             the file of the same name with ``labels`` and ``idx1``), a folder that holds
             such a pair, an npz with ``images`` ``[N, H, W(, C)]`` uint8 and optionally
-            ``labels`` ``[N]``, or a folder or a zip of pictures, a folder a class where there
-            are folders. Classes of pictures come mixed evenly, so that the images at the end are
-            of all of them.
+            ``labels`` ``[N]``, or with ``arr_0`` and ``arr_1`` in their place, or a folder or a
+            zip of pictures, a folder a class where there are folders. Classes of pictures come
+            mixed evenly, so that the images at the end are of all of them.
         tell: called as pictures are decoded, with how many are and how many there are.
 
     Raises:
