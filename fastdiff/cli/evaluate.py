@@ -106,7 +106,9 @@ def evaluate(
 def _net(features: str, weights: Path | None, device: torch.device) -> FeatureNet:
     from fastdiff import checkpoints
     from fastdiff.evaluation import inception_net, unet_net
+    from fastdiff.evaluation.features import require_torch_fidelity
 
+    require_torch_fidelity()
     if features == "inception":
         return inception_net(weights, device)
     pretrained = checkpoints.load(None if features == "bundled" else Path(features)).to(device)

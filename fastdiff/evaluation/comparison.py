@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from fastdiff.evaluation.features import FeatureNet, Features
+from fastdiff.evaluation.features import FeatureNet, Features, require_torch_fidelity
 
 Figure = tuple[float, float]  # mean and standard deviation, over subsets or splits
 SUBSETS, SUBSET_SIZE, SPLITS = 100, 1000, 10
@@ -82,14 +82,11 @@ def compare(
 
 
 def _figures(one: Features, other: Features) -> tuple[float, Figure, Figure | None]:
-    try:
-        from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
-        from torch_fidelity.metric_isc import isc_features_to_metric
-        from torch_fidelity.metric_kid import kid_features_to_metric
-    except ImportError as error:
-        raise ImportError(
-            f"FID, IS and KID need torch-fidelity ({error}): pip install 'fastdiff[evaluate]'"
-        ) from error
+    require_torch_fidelity()
+    from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+    from torch_fidelity.metric_isc import isc_features_to_metric
+    from torch_fidelity.metric_kid import kid_features_to_metric
+
     # In float32 a covariance of a thousand features loses the digits that the distance needs.
     a, b = one.vectors.double(), other.vectors.double()
     statistics = [fid_features_to_statistics(vectors) for vectors in (a, b)]

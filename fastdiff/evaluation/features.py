@@ -62,12 +62,9 @@ def inception_net(
         ImportError: torch-fidelity is not installed.
     """
     path = _inception_file(weights)
-    try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError as error:
-        raise ImportError(
-            f"FID, IS and KID need torch-fidelity ({error}): pip install 'fastdiff[evaluate]'"
-        ) from error
+    require_torch_fidelity()
+    from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+
     net: Any = FeatureExtractorInceptionV3(
         "inception", ["2048", "logits_unbiased"], feature_extractor_weights_path=str(path)
     ).to(device)
@@ -107,6 +104,16 @@ def unet_net(pretrained: Pretrained, name: str) -> FeatureNet:
         return Features(seen[0].float().mean((2, 3)))
 
     return FeatureNet(name, call)
+
+
+def require_torch_fidelity() -> None:
+    """Raise ImportError, with what to install, where torch-fidelity does not import."""
+    try:
+        import torch_fidelity  # noqa: F401
+    except ImportError as error:
+        raise ImportError(
+            f"FID, IS and KID need torch-fidelity ({error}): pip install 'fastdiff[evaluate]'"
+        ) from error
 
 
 def _inception_file(weights: str | Path | None) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -111,3 +112,12 @@ def test_what_is_missing_is_told_in_one_sentence(
     assert outcome.status == 2
     assert all(word in outcome.err for word in words), outcome.err
     assert "Traceback" not in outcome.err
+
+
+def test_a_missing_torch_fidelity_is_told_before_any_work(
+    fastdiff: Any, tiny_model: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "torch_fidelity", None)
+    outcome = fastdiff("evaluate", tiny_model, "--data", data, "--features", tiny_model)
+    assert outcome.status == 2 and "pip install 'fastdiff[evaluate]'" in outcome.err
+    assert "bits" not in outcome.err and "Traceback" not in outcome.err
