@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -68,6 +68,19 @@ class Ranks:
         everyone = own.new_empty(self.size * len(own))
         distributed.all_gather_into_tensor(everyone, own.contiguous())
         return everyone
+
+    def average(self, tensors: Sequence[Tensor]) -> None:
+        """Make each tensor the mean of the ranks' own, in place."""
+        if self.size == 1 or not tensors:
+            return
+        import torch
+
+        together = torch.cat([tensor.flatten() for tensor in tensors])
+        torch.distributed.all_reduce(together)
+        for tensor, mean in zip(
+            tensors, together.div_(self.size).split([t.numel() for t in tensors]), strict=True
+        ):
+            tensor.copy_(mean.view_as(tensor))
 
     def wrap(self, model: nn.Module) -> nn.Module:
         """The model with gradients averaged over the ranks, from the same weights on all."""

@@ -25,6 +25,7 @@ RANK = {
     "diffusion": 2,
     "losses": 3,
     "timestep_samplers": 3,
+    "learned_schedule": 4,
     "models": 3,
     "guidance": 3,
     "samplers": 5,

@@ -42,7 +42,10 @@ class TrainConfig:
     horizontal_flips: bool = _setting(False, "Data", "Mirror half of the images.")
 
     timesteps: int = _setting(1000, "Diffusion", "T, the number of noise levels.", least=1)
-    schedule: str = _setting("linear", "Diffusion", "Of the noise.", "linear", "cosine")
+    schedule: str = _setting(
+        "linear", "Diffusion", "Of the noise; learned: with the model, by the bound.",
+        "linear", "cosine", "learned",
+    )  # fmt: skip
     prediction_type: str = _setting(
         "epsilon", "Diffusion", "What the model predicts.", "epsilon", "x_start", "v"
     )
@@ -122,6 +125,13 @@ class TrainConfig:
                 f"objective hybrid trains a learned variance and variance_type is "
                 f"{self.variance_type}; take learned_range, or objective simple or vlb"
             )
+        plain = (self.objective, self.prediction_type, self.variance_type)
+        if self.schedule == "learned" and plain != ("vlb", "epsilon", "fixed_small"):
+            raise ValueError(
+                f"schedule learned is trained by the bound of an epsilon model, and the run has "
+                f"{', '.join(plain)}; take objective vlb, prediction_type epsilon and "
+                "variance_type fixed_small"
+            )
         if self.label_dropout and not self.class_conditional:
             raise ValueError(
                 f"label_dropout is {self.label_dropout} in a run without labels; leave one out"
@@ -133,7 +143,7 @@ class TrainConfig:
         return self.variance_type.startswith("learned")
 
     def noise_schedule(self) -> NoiseSchedule:
-        """The schedule by its name."""
+        """The schedule by its name; the linear one, near which a learned one begins."""
         from fastdiff.schedules import NoiseSchedule
 
         if self.schedule == "cosine":

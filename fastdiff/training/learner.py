@@ -5,10 +5,12 @@ from __future__ import annotations
 import math
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastdiff.learned_schedule import LearnedSchedule
 from fastdiff.losses import training_losses
 from fastdiff.ranks import Ranks
 from fastdiff.schedules import NoiseSchedule
@@ -54,15 +56,20 @@ class Learner:
                 f"batch_size {config.batch_size} does not split into {parts} equal parts, "
                 f"{config.accumulate} on each of {ranks.size} ranks"
             )
-        self.config, self.data, self.schedule = config, data, schedule
+        self.config, self.data, self._schedule = config, data, schedule
         self.device, self.ranks = device, ranks
         self.no_class_label = no_class_label(config, data)
         torch.manual_seed(config.seed)
         self.model = build_unet(config, data, device)
         self.model.checkpoint_activations(config.checkpoint_activations)
+        self.learned: LearnedSchedule | None = None
+        if config.schedule == "learned":
+            self.learned = LearnedSchedule(config.timesteps).to(device)
+        self._of_schedule = [] if self.learned is None else [*self.learned.parameters()]
+        self._parameters = [*self.model.parameters(), *self._of_schedule]
         self.averages = [EMA(self.model, decay) for decay in config.ema_decays]
         self.optimizer = torch.optim.AdamW(
-            self.model.parameters(),
+            self._parameters,
             lr=config.learning_rate,
             weight_decay=config.weight_decay,
             fused=True,
@@ -76,7 +83,12 @@ class Learner:
     @property
     def state(self) -> State:
         """What a checkpoint holds."""
-        return State(self.model, self.averages, self.optimizer, self.timesteps)
+        return State(self.model, self.learned, self.averages, self.optimizer, self.timesteps)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The schedule as it is now."""
+        return self._schedule if self.learned is None else self.learned.export()
 
     def step(self, step: int, index: Tensor, *, stop: bool = False) -> StepResult:
         """Train on the images of `index`, the whole batch's, as the step after `step` ones."""
@@ -87,7 +99,7 @@ class Learner:
         model.train()
         self.optimizer.zero_grad()
         losses, stopped = self._losses_and_gradients(index, draws, stop)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), config.gradient_clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.gradient_clip)
         loss = (losses * draws.weights.to(losses.device)).mean()
         # Read back once a step.
         mean_loss, gradient_norm = torch.stack([loss, norm]).tolist()
@@ -121,6 +133,7 @@ class Learner:
                 # DDP divides the sum over ranks by their number.
                 (weights * losses).sum().mul(self.ranks.size / len(index)).backward()
             parts.append(losses.detach())
+        self.ranks.average([p.grad for p in self._of_schedule if p.grad is not None])
         told = torch.full((1,), float(stop), device=self.device)
         everyone = self.ranks.gather(torch.cat([*parts, told])).view(self.ranks.size, -1)
         return everyone[:, :-1].reshape(-1), bool(everyone[:, -1].any())
@@ -135,11 +148,21 @@ class Learner:
             labels = labels.masked_fill(
                 draws.label_hidden[places].to(self.device), self.no_class_label
             )
+        t = draws.t[places].to(self.device)
+        keys: dict[str, Any] = {
+            "class_labels": labels,
+            "seed": config.seed,
+            "sample_index": draws.sample_index[places].to(self.device),
+            "stream": TRAINING_STREAM,
+        }
+        if self.learned is not None:
+            loss = self.learned.losses(self._predict, x_start, t, **keys).loss
+            return loss * config.timesteps if config.rescaled else loss
         return training_losses(
             self._predict,
             x_start,
-            draws.t[places].to(self.device),
-            schedule=self.schedule,
+            t,
+            schedule=self._schedule,
             prediction_type=config.prediction_type,
             variance_type=config.variance_type,
             objective=config.objective,
@@ -147,10 +170,7 @@ class Learner:
             weighting=config.weighting,
             min_snr_gamma=config.min_snr_gamma,
             vlb_weight=config.vlb_weight,
-            class_labels=labels,
-            seed=config.seed,
-            sample_index=draws.sample_index[places].to(self.device),
-            stream=TRAINING_STREAM,
+            **keys,
         ).loss
 
     def _predict(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:

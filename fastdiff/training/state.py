@@ -24,6 +24,7 @@ class State:
     """What changes from step to step, beside the counts; load puts it back in place."""
 
     model: nn.Module
+    schedule: nn.Module | None  # one that is learned
     averages: Sequence[EMA]
     optimizer: torch.optim.Optimizer
     timesteps: TimestepSampler
@@ -65,6 +66,9 @@ class State:
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {f"model.{name}": tensor for name, tensor in self.model.state_dict().items()}
+        if self.schedule is not None:
+            learned = self.schedule.state_dict().items()
+            tensors |= {f"schedule.{name}": tensor for name, tensor in learned}
         for i, ema in enumerate(self.averages):
             tensors |= {f"ema.{i}.{name}": tensor for name, tensor in ema.weights.items()}
         for index, moments in self.optimizer.state_dict()["state"].items():
@@ -87,13 +91,17 @@ class State:
 
     def _restore(self, tensors: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(_under("model", tensors))
+        if self.schedule is not None:
+            self.schedule.load_state_dict(_under("schedule", tensors))
         for i, ema in enumerate(self.averages):
             averages = _under(f"ema.{i}", tensors)
             for name, weight in ema.weights.items():
                 weight.copy_(averages[name])
         self.optimizer.load_state_dict(
             {
-                "state": _moments(_under("optimizer", tensors), list(self.model.parameters())),
+                "state": _moments(
+                    _under("optimizer", tensors), self.optimizer.param_groups[0]["params"]
+                ),
                 "param_groups": self.optimizer.state_dict()["param_groups"],
             }
         )

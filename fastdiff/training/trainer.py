@@ -71,7 +71,6 @@ class Trainer:
         self.ranks = ranks
         self.say: Say = say if ranks.first else lambda sentence: None
         self.step, self.skipped, self._skipped_in_a_row = 0, 0, 0
-        self.schedule = config.noise_schedule()
         data = load_images(config.data, tell if ranks.first else lambda done, total: None)
         if config.hold_out >= len(data):
             raise ValueError(f"hold_out {config.hold_out} leaves none of {len(data)} images")
@@ -81,7 +80,7 @@ class Trainer:
         self.training_data, self.held_out = data.part(0, border), data.part(border, len(data))
         self.batches = ShuffledBatches(border, config.batch_size, config.seed)
         self.num_classes = data.num_classes
-        self.learner = Learner(config, data, self.schedule, device, ranks)
+        self.learner = Learner(config, data, config.noise_schedule(), device, ranks)
         self.saves = Saves(folder / "checkpoints", config.keep)
 
     @classmethod
@@ -197,7 +196,7 @@ class Trainer:
         self.learner.averages[which].copy_to(model)
         return Pretrained(
             unet=model.eval(),
-            schedule=self.schedule,
+            schedule=self.learner.schedule,
             prediction_type=self.config.prediction_type,
             variance_type=self.config.variance_type,
             class_names=self.training_data.class_names,
@@ -218,7 +217,7 @@ class Trainer:
         """Write a grid of DDIM samples of the averaged model to ``samples/<step>.png``."""
         classes = self.num_classes
         images = self.averaged().sample(
-            count, steps=min(steps, self.schedule.num_timesteps), seed=self.config.seed
+            count, steps=min(steps, self.config.timesteps), seed=self.config.seed
         )
         path = self.folder / "samples" / f"{self.step:07d}.png"
         path.parent.mkdir(exist_ok=True)

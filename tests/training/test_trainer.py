@@ -176,7 +176,7 @@ def test_flipped_images_are_mirrored_and_the_noise_is_not(config, tmp_path):
     for step, ((x, *_), (y, *_)) in enumerate(zip(plain, flipped, strict=True)):
         draws = draw(trainer.config, trainer.learner.timesteps, step)
         x_start, _ = trainer.training_data.batch(trainer.batches[step])
-        scale = trainer.schedule.sqrt_alphas_cumprod[draws.t.numpy()]
+        scale = trainer.learner.schedule.sqrt_alphas_cumprod[draws.t.numpy()]
         mirrored = (x_start.flip(3) - x_start).double() * torch.from_numpy(scale).view(-1, 1, 1, 1)
         expected = torch.where(draws.flipped.view(-1, 1, 1, 1), x + mirrored, x.double())
         torch.testing.assert_close(y.double(), expected, rtol=0, atol=1e-6)
