@@ -18,7 +18,7 @@ def test_the_readmes_python() -> None:
     names: dict[str, Any] = {}
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     assert names["images"].shape == (10, 1, 28, 28)
     assert torch.equal(names["x"], names["images"])
 

@@ -97,7 +97,7 @@ def train(
     fastdiff train cats/ --out runs/cats
     fastdiff train --config cats.yaml --out runs/cats2 --learning-rate 1e-4
     fastdiff train --resume runs/cats --steps 200000
-    torchrun --nproc-per-node 4 -m fastdiff train cats/ --out runs/cats
+    torchrun --nproc-per-node 4 -m fastdiff -- train cats/ --out runs/cats
     """
     if resume is not None:
         changed = _changed(ctx)
