@@ -63,11 +63,11 @@ class Ranks:
         """The ranks' tensors, all [n], one behind the other."""
         if self.size == 1:
             return own
-        from torch import distributed
+        import torch
 
-        everyone = own.new_empty(self.size * len(own))
-        distributed.all_gather_into_tensor(everyone, own.contiguous())
-        return everyone
+        everyone = [torch.empty_like(own) for _ in range(self.size)]
+        torch.distributed.all_gather(everyone, own.contiguous())
+        return torch.cat(everyone)
 
     def average(self, tensors: Sequence[Tensor]) -> None:
         """Make each tensor the mean of the ranks' own, in place."""
@@ -88,7 +88,7 @@ class Ranks:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+        return DistributedDataParallel(model, gradient_as_bucket_view=True)
 
 
 ALONE = Ranks()
