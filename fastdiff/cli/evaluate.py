@@ -29,6 +29,7 @@ METRICS = ("bits", "distances")
 @click.option("--samples", type=click.Path(path_type=Path), help="Generated ones.")
 @click.option("--metric", "metrics", type=click.Choice(METRICS), multiple=True, default=METRICS)
 @click.option("--num", type=click.IntRange(2), default=1000, help="Images of each set at most.")
+@click.option("--skip", type=click.IntRange(0), default=0, help="First images of DATA left out.")
 @click.option("--timesteps", type=click.IntRange(3), help="Of the bound, an image.  [default: all]")
 @click.option("--steps", type=click.IntRange(1), default=50, help="DDIM steps of samples drawn.")
 @click.option("--features", default="inception", help="Or the folder of a model, or 'bundled'.")
@@ -46,6 +47,7 @@ def evaluate(
     samples: Path | None,
     metrics: tuple[str, ...],
     num: int,
+    skip: int,
     timesteps: int | None,
     steps: int,
     features: str,
@@ -82,7 +84,10 @@ def evaluate(
     chosen = resolve_device(device)
     # What is missing is told before any work.
     net = _net(features, inception_weights, chosen) if "distances" in metrics else None
-    real = load_images(data).part(0, num)
+    real = load_images(data)
+    if skip + 2 > len(real):
+        raise click.UsageError(f"--skip {skip} leaves none of {len(real)} images to speak of")
+    real = real.part(skip, skip + num)
     pretrained = None if model is None else checkpoints.load(model).to(chosen)
     bits = comparison = drawn = None
     if pretrained is not None and "bits" in metrics:

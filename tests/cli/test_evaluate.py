@@ -84,12 +84,12 @@ def test_its_bits_are_those_of_python(fastdiff: Any, config: Any, tmp_path: Path
     trainer = run(started(config, tmp_path / "run"))
     outcome = fastdiff(
         "evaluate", tmp_path / "run" / "model", "--data", config.data, "--metric", "bits",
-        "--num", 5, "--seed", 4,
+        "--num", 5, "--skip", 3, "--seed", 4,
     )  # fmt: skip
     assert outcome.status == 0, outcome.err
     from fastdiff.training import load_images
 
-    five = load_images(config.data).part(0, 5)
+    five = load_images(config.data).part(3, 8)
     found = trainer.averaged().bits_per_dim(five.images, class_labels=five.labels, seed=4)
     assert f"{found.total.mean():.4f}" in outcome.out
 
@@ -102,6 +102,7 @@ def test_its_bits_are_those_of_python(fastdiff: Any, config: Any, tmp_path: Path
         (["MODEL", "--inception-weights", "nowhere.pth"], ["nowhere.pth", "--features"]),
         (["MODEL", "--features", "nowhere"], ["nowhere"]),
         (["MODEL", "--metric", "bits", "--timesteps", "4"], ["odd", "got 4"]),
+        (["MODEL", "--metric", "bits", "--skip", "29"], ["--skip 29", "30 images"]),
     ],
 )
 def test_what_is_missing_is_told_in_one_sentence(
