@@ -184,11 +184,12 @@ def step_launch(
 
 def sum_launch(dtype: torch.dtype, layout: torch.memory_format) -> Launch:
     x = meta(64, 128, 32, 32, dtype=dtype).contiguous(memory_format=layout)
-    return recorded(biased_sum, "biased_sum_", x, meta(128, dtype=dtype), x, 0.5)
+    # No bias: whether its loads are of 16 bytes depends on triton's version.
+    return recorded(biased_sum, "biased_sum_", x, None, x, 0.5)
 
 
 # A launch, and the bytes that each element makes the kernel read and write.
-# Large samples take blocks of 2048 elements, others of 1024. A channels-last bias is read as x is.
+# Large samples take blocks of 2048 elements, others of 1024.
 KERNELS: dict[str, tuple[Callable[[], Launch], int, int]] = {
     "normals": (lambda: normal_launch(f32), 0, 4),
     "normals, large": (lambda: normal_launch(f32, side=128), 0, 4),
@@ -199,8 +200,8 @@ KERNELS: dict[str, tuple[Callable[[], Launch], int, int]] = {
     "step, large": (lambda: step_launch(f32, f32, side=128), 8, 4),
     "step bf16": (lambda: step_launch(bf16, bf16), 4, 2),
     "step bf16, large": (lambda: step_launch(bf16, bf16, side=128), 4, 2),
-    "sum": (lambda: sum_launch(f32, torch.channels_last), 12, 4),
-    "sum bf16": (lambda: sum_launch(bf16, torch.channels_last), 6, 2),
+    "sum": (lambda: sum_launch(f32, torch.channels_last), 8, 4),
+    "sum bf16": (lambda: sum_launch(bf16, torch.channels_last), 4, 2),
     "sum bf16, contiguous": (lambda: sum_launch(bf16, torch.contiguous_format), 4, 2),
     "step, everything": (lambda: step_launch(f32, bf16, everything=True), 14, 10),
 }
