@@ -12,7 +12,12 @@ from torch import Tensor
 
 from fastdiff.diffusion import Clip
 from fastdiff.engine import planned
-from fastdiff.likelihood import BitsPerDim, bits_per_dim
+from fastdiff.likelihood import (
+    BitsPerDim,
+    FlowBitsPerDim,
+    bits_per_dim,
+    ode_bits_per_dim,
+)
 from fastdiff.models.unet import UNet
 from fastdiff.samplers import sample
 from fastdiff.schedules import NoiseSchedule
@@ -78,9 +83,7 @@ class Pretrained:
         """As model; with tf32 a GPU multiplies float32 with 10 bits of mantissa."""
         model: Callable[..., Tensor]
         model = planned(self.unet, tf32=tf32, timestep_scale=self.timestep_scale)
-        if model is not self.unet or self.timestep_scale == 1:
-            return model
-        return lambda x_t, t, **rest: self.unet(x_t, t * self.timestep_scale, **rest)
+        return self._unplanned if model is self.unet else model
 
     def fingerprint(self) -> str:
         """A hash of the weights and of all that is told beside them: other images, another hash."""
@@ -127,14 +130,7 @@ class Pretrained:
         """
         if class_labels is None and self.num_classes is not None:
             class_labels = torch.arange(n) % self.num_classes
-        given: dict[str, Any] = {
-            "schedule": self.schedule,
-            "prediction_type": self.prediction_type,
-            "variance_type": self.variance_type,
-            "clip": self.clip,
-            "device": self.unet.device,
-            "dtype": self.unet.dtype,
-        }
+        given = self._told
         if steps is None and sampler != "ddpm":
             steps = min(STEPS, self.schedule.num_timesteps)
         given |= {"sampler": sampler, "steps": steps, "seed": seed, **rest}
@@ -163,7 +159,24 @@ class Pretrained:
 
         `fastdiff.likelihood.bits_per_dim` says what `rest` may be and what is raised.
         """
-        given: dict[str, Any] = {
+        return bits_per_dim(self.model, images, class_labels=class_labels, **(self._told | rest))
+
+    def ode_bits_per_dim(
+        self, images: Tensor, *, class_labels: Tensor | None = None, **rest: Any
+    ) -> FlowBitsPerDim:
+        """A second figure for uint8 images [N, C, H, W], by the probability flow.
+
+        `fastdiff.likelihood.ode_bits_per_dim` says what `rest` may be and what is raised.
+        """
+        # The UNet itself, since a plan gives no gradient.
+        return ode_bits_per_dim(
+            self._unplanned, images, class_labels=class_labels, **(self._told | rest)
+        )
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What samplers and likelihoods are told of the model."""
+        return {
             "schedule": self.schedule,
             "prediction_type": self.prediction_type,
             "variance_type": self.variance_type,
@@ -171,7 +184,12 @@ class Pretrained:
             "device": self.unet.device,
             "dtype": self.unet.dtype,
         }
-        return bits_per_dim(self.model, images, class_labels=class_labels, **(given | rest))
+
+    @property
+    def _unplanned(self) -> Callable[..., Tensor]:
+        if self.timestep_scale == 1:
+            return self.unet
+        return lambda x_t, t, **rest: self.unet(x_t, t * self.timestep_scale, **rest)
 
     def uncond_labels(self, n: int, guidance_scale: float) -> Tensor | None:
         """[n] int64 of no class for guidance by that scale, None where it is 1.
