@@ -87,8 +87,9 @@ class Pretrained:
 
     def fingerprint(self) -> str:
         """A hash of the weights and of all that is told beside them: other images, another hash."""
-        told = (self.prediction_type, self.variance_type, self.clip, self.timestep_scale)
-        digest = hashlib.sha256(repr((told, self.unet.config)).encode())
+        told = (self.prediction_type, self.variance_type, self.clip)
+        labels = (self.timestep_scale, self.no_class_label)
+        digest = hashlib.sha256(repr((told, labels, self.unet.config)).encode())
         digest.update(self.schedule.betas.tobytes())
         for name, tensor in sorted(self.unet.state_dict().items()):
             digest.update(name.encode())
@@ -130,19 +131,19 @@ class Pretrained:
         """
         if class_labels is None and self.num_classes is not None:
             class_labels = torch.arange(n) % self.num_classes
-        given = self._told
+        given = self.told
         if steps is None and sampler != "ddpm":
             steps = min(STEPS, self.schedule.num_timesteps)
         given |= {"sampler": sampler, "steps": steps, "seed": seed, **rest}
         given["guidance_scale"] = guidance_scale
         if uncond_labels is None:
             uncond_labels = self.uncond_labels(n, guidance_scale)
-        batches = []
+        model, batches = self.model, []
         for first in range(0, max(n, 1), batch_size):
             index = torch.arange(first, min(first + batch_size, n))
             batches.append(
                 sample(
-                    self.model,
+                    model,
                     (len(index), *self.sample_shape),
                     sample_index=sample_index + index,
                     class_labels=None if class_labels is None else class_labels[index],
@@ -159,7 +160,7 @@ class Pretrained:
 
         `fastdiff.likelihood.bits_per_dim` says what `rest` may be and what is raised.
         """
-        return bits_per_dim(self.model, images, class_labels=class_labels, **(self._told | rest))
+        return bits_per_dim(self.model, images, class_labels=class_labels, **(self.told | rest))
 
     def ode_bits_per_dim(
         self, images: Tensor, *, class_labels: Tensor | None = None, **rest: Any
@@ -170,11 +171,11 @@ class Pretrained:
         """
         # The UNet itself, since a plan gives no gradient.
         return ode_bits_per_dim(
-            self._unplanned, images, class_labels=class_labels, **(self._told | rest)
+            self._unplanned, images, class_labels=class_labels, **(self.told | rest)
         )
 
     @property
-    def _told(self) -> dict[str, Any]:
+    def told(self) -> dict[str, Any]:
         """What samplers and likelihoods are told of the model."""
         return {
             "schedule": self.schedule,

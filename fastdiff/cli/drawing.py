@@ -82,17 +82,12 @@ class Drawing:
         images = sample(
             self.model,
             (len(indices), *pretrained.sample_shape),
-            schedule=pretrained.schedule,
-            prediction_type=pretrained.prediction_type,
-            variance_type=pretrained.variance_type,
-            clip=pretrained.clip,
             sample_index=indices.start,
             class_labels=None if self.labels is None else self.labels[indices],
             uncond_labels=pretrained.uncond_labels(len(indices), self.settings["guidance_scale"]),
-            device=pretrained.unet.device,
-            dtype=pretrained.unet.dtype,
             progress=after_step,
             callback=_keep(frames) if batch == 0 and self.outputs.gif else None,
+            **pretrained.told,
             **self.settings,
         )
         if frames:

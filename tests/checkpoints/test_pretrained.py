@@ -17,7 +17,9 @@ from fastdiff.models import UNet
 @pytest.fixture
 def pretrained() -> Pretrained:
     torch.manual_seed(0)
-    unet = UNet.ddpm(8, image_channels=1, channels=8, multipliers=(1,), blocks=1, groups=4)
+    unet = UNet.ddpm(
+        8, image_channels=1, channels=8, multipliers=(1,), blocks=1, groups=4, num_classes=4
+    )
     return Pretrained(unet, NoiseSchedule.linear(10))
 
 
@@ -37,6 +39,7 @@ def _nudge(told: Pretrained) -> Pretrained:
         lambda told: replace(told, variance_type="fixed_large"),
         lambda told: replace(told, clip=False),
         lambda told: replace(told, timestep_scale=2.0),
+        lambda told: replace(told, no_class_label=3),
     ],
 )
 def test_whatever_changes_the_images_changes_the_fingerprint(
