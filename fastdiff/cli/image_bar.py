@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from fastdiff.samplers.progress import from_its_first_step
+
 
 @contextmanager
 def image_bar(total: int, there: int) -> Iterator[Callable[[float], None]]:
@@ -25,14 +27,9 @@ def image_bar(total: int, there: int) -> Iterator[Callable[[float], None]]:
     began = time.perf_counter()
 
     def show(done: float) -> None:
-        # Not before the first step: what is wrong with the arguments would come below an empty bar.
-        bar.start()
         speed = (done - there) / (time.perf_counter() - began)
         told = f"{int(done)}/{total} images  {speed:.3g} images/s"
-        bar.update(task, completed=done, told=told)
+        update(task, completed=done, told=told)
 
-    try:
+    with from_its_first_step(bar) as update:
         yield show
-    finally:
-        if bar.live.is_started:
-            bar.stop()

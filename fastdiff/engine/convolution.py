@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fastdiff.ops import _library, biased_sum_, pack_conv3x3
-
-NARROW = 16  # channels: below, Winograd's tiles are not filled
+from fastdiff.ops.conv3x3 import NARROW
 
 
 def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:

@@ -12,6 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastdiff._files import write_whole
@@ -66,8 +67,6 @@ def grid_picture(images: Tensor, caption: str, columns: int = 8) -> Picture:
 
 def neighbours_picture(samples: Tensor, reference: Tensor, nearest: Tensor) -> Picture:
     """The first samples above, the nearest images of the reference below."""
-    import torch
-
     count = len(nearest)
     both = torch.cat([samples[:count], reference[nearest]])
     caption = "samples above, below each the reference's nearest image in these features"
@@ -80,8 +79,10 @@ def terms_picture(bits: BitsPerDim) -> Picture:
 
     figure = Figure(figsize=(6, 3.4), layout="constrained")
     axes = figure.subplots()
-    steps = np.unique(bits.timesteps)
-    means = [bits.vb[bits.timesteps == t].mean() for t in steps]
+    t = bits.timesteps.reshape(-1)
+    counts = np.bincount(t)
+    steps = np.flatnonzero(counts)
+    means = np.bincount(t, weights=bits.vb.reshape(-1))[steps] / counts[steps]
     axes.plot(steps, np.maximum(means, 1e-9), ".-", markersize=2)
     axes.set(xlabel="timestep", ylabel="bits/dim", yscale="log")
     axes.grid(alpha=0.3)

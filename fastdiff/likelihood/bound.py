@@ -15,11 +15,12 @@ from torch import Tensor
 from fastdiff import ops
 from fastdiff.diffusion import Clip, convert, noising_table, p_mean_variance
 from fastdiff.engine import planned
-from fastdiff.likelihood.images import BOUND_STREAM, checked, device_and_dtype, in_range
+from fastdiff.likelihood.images import BOUND_STREAM, checked, in_range
 from fastdiff.likelihood.rate_distortion import RateDistortion
 from fastdiff.likelihood.timesteps import all_timesteps, some_timesteps
 from fastdiff.losses import bound_term, prior_term
 from fastdiff.samplers.progress import progress_bar
+from fastdiff.samplers.step import device_and_dtype
 from fastdiff.schedules import NoiseSchedule
 
 Array = NDArray[np.float64]

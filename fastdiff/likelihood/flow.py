@@ -25,10 +25,10 @@ from fastdiff.likelihood.images import (
     FLOW_STREAM,
     PROBE_STREAM,
     checked,
-    device_and_dtype,
     in_range,
 )
 from fastdiff.losses import bound_term
+from fastdiff.samplers.step import device_and_dtype
 from fastdiff.schedules import NoiseSchedule
 
 Array = NDArray[np.float64]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
@@ -32,17 +30,3 @@ def checked(images: Tensor, class_labels: Tensor | None, sample_index: int | Ten
 def in_range(images: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Levels 0 to 255 in [-1, 1]."""
     return images.to(device, dtype) / 127.5 - 1
-
-
-def device_and_dtype(
-    model: Any, device: torch.device | str | None, dtype: torch.dtype | None
-) -> tuple[torch.device, torch.dtype]:
-    """What is asked for, else where and in what the model's parameters are, else CPU, float32."""
-    parameters = getattr(model, "parameters", None)
-    floating = (p for p in parameters() if p.is_floating_point()) if callable(parameters) else ()
-    parameter = next(iter(floating), None)
-    if device is None:
-        device = "cpu" if parameter is None else parameter.device
-    if dtype is None:
-        dtype = torch.float32 if parameter is None else parameter.dtype
-    return torch.device(device), dtype

@@ -15,7 +15,7 @@ from fastdiff.engine import AcceleratedUNet, planned
 from fastdiff.ops.philox_normal import checked_seed, philox_normal
 from fastdiff.samplers.plan import Plan
 from fastdiff.samplers.progress import progress_bar
-from fastdiff.samplers.step import Model, State, Step
+from fastdiff.samplers.step import Model, State, Step, device_and_dtype
 
 Noise = Tensor | Callable[[int, Tensor], Tensor]
 Progress = bool | Callable[[int, int], object]
@@ -60,13 +60,8 @@ class Run:
         dtype: torch.dtype | None = None,
     ) -> None:
         size = _checked_shape(shape)
-        parameter = next(_float_parameters(model), None)
-        if device is None and parameter is not None:
-            device = parameter.device
-        if device is None:
-            device = noise.device if isinstance(noise, Tensor) else "cpu"
-        if dtype is None:
-            dtype = torch.float32 if parameter is None else parameter.dtype
+        elsewhere = noise.device if isinstance(noise, Tensor) else "cpu"
+        device, dtype = device_and_dtype(model, device, dtype, elsewhere)
         if isinstance(sample_index, int):
             sample_index = torch.arange(sample_index, sample_index + size[0])
         self._plan, self._dtype = plan, dtype
@@ -208,9 +203,3 @@ def _checked(tensor: Tensor, size: list[int], name: str) -> Tensor:
     if list(tensor.shape) != size:
         raise ValueError(f"{name} must have shape {size}, got {list(tensor.shape)}.")
     return tensor
-
-
-def _float_parameters(model: object) -> Iterator[Tensor]:
-    parameters = getattr(model, "parameters", None)
-    if callable(parameters):
-        yield from (p for p in parameters() if p.is_floating_point())

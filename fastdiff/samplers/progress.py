@@ -5,6 +5,10 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @contextmanager
@@ -18,14 +22,21 @@ def progress_bar(label: str = "sampling") -> Iterator[Callable[[int, int], None]
         return
     bar = Progress(console=Console(stderr=True))
     task = bar.add_task(label)
+    with from_its_first_step(bar) as update:
+        yield lambda done, total: update(task, completed=done, total=total)
 
-    def show(done: int, total: int) -> None:
-        # Not before the first step: what is wrong with the arguments would come below an empty bar.
+
+@contextmanager
+def from_its_first_step(bar: Progress) -> Iterator[Callable[..., None]]:
+    """Yields bar.update, with which the bar appears: what is wrong with the arguments would come
+    below an empty one."""
+
+    def update(*task: Any, **values: Any) -> None:
         bar.start()
-        bar.update(task, completed=done, total=total)
+        bar.update(*task, **values)
 
     try:
-        yield show
+        yield update
     finally:
         if bar.live.is_started:
             bar.stop()

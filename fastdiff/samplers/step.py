@@ -127,3 +127,21 @@ class Step:
                 f"{' for a learned variance' if self.learned else ''}."
             )
         return out
+
+
+def device_and_dtype(
+    model: object,
+    device: torch.device | str | None,
+    dtype: torch.dtype | None,
+    elsewhere: torch.device | str = "cpu",
+) -> tuple[torch.device, torch.dtype]:
+    """What is asked for, else where and in what the model's parameters are, else elsewhere and
+    float32."""
+    parameters = getattr(model, "parameters", None)
+    floating = (p for p in parameters() if p.is_floating_point()) if callable(parameters) else ()
+    parameter = next(iter(floating), None)
+    if device is None:
+        device = elsewhere if parameter is None else parameter.device
+    if dtype is None:
+        dtype = torch.float32 if parameter is None else parameter.dtype
+    return torch.device(device), dtype

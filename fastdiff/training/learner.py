@@ -14,7 +14,7 @@ from fastdiff.learned_schedule import LearnedSchedule
 from fastdiff.losses import training_losses
 from fastdiff.ranks import Ranks
 from fastdiff.schedules import NoiseSchedule
-from fastdiff.timestep_samplers import LossSecondMoment, TimestepSampler, UniformTimesteps
+from fastdiff.timestep_samplers import SAMPLERS
 from fastdiff.training.config import TrainConfig
 from fastdiff.training.data import ImageData
 from fastdiff.training.draws import TRAINING_STREAM, Draws, draw, seed_dropout
@@ -74,7 +74,7 @@ class Learner:
             weight_decay=config.weight_decay,
             fused=True,
         )
-        self.timesteps = _timestep_sampler(config)
+        self.timesteps = SAMPLERS[config.timestep_sampler](config.timesteps)
         if config.compile:
             self.model.compile()
         self._wrapped = ranks.wrap(self.model)
@@ -190,9 +190,3 @@ class Learner:
         x, labels = self.data.batch(torch.zeros(size, dtype=torch.int64), self.device)
         t = torch.zeros(size, dtype=torch.int64, device=self.device)
         self._predict(x, t, labels).float().sum().backward()
-
-
-def _timestep_sampler(config: TrainConfig) -> TimestepSampler:
-    if config.timestep_sampler == "loss_second_moment":
-        return LossSecondMoment(config.timesteps)
-    return UniformTimesteps(config.timesteps)

@@ -12,11 +12,11 @@ from .. import _library
 from . import reference
 from .packing import pack_conv3x3, pack_transposed, packed_shape
 
-__all__ = ["conv3x3", "pack_conv3x3", "trained_conv3x3"]
+__all__ = ["NARROW", "conv3x3", "pack_conv3x3", "trained_conv3x3"]
 
 # Below so many pixels of a batch, packing the weights takes longer than Winograd saves.
 PIXELS_WORTH_PACKING = 1024
-NARROW = 16  # channels: below, its tiles are not filled
+NARROW = 16  # channels: below, Winograd's tiles are not filled
 
 
 def conv3x3(
