@@ -88,7 +88,10 @@ def sample(
     stopwatch = Stopwatch()
     with joined() as ranks:
         with stopwatch.part("start"):
-            pretrained = _load(model, resolve_device(device, ranks), DTYPES[dtype])
+            chosen = resolve_device(device, ranks)
+            if dtype == "tf32" and chosen.type != "cuda":
+                raise click.UsageError("--dtype tf32 is of NVIDIA GPUs; on the CPU take float32")
+            pretrained = _load(model, chosen, DTYPES[dtype])
             labels = _labels(pretrained, label, num)
             pretrained.uncond_labels(0, guidance_scale)  # refused before any work
             called = pretrained.model_for(tf32=dtype == "tf32")
@@ -99,8 +102,10 @@ def sample(
             settings["guidance_scale"] = guidance_scale
             shards = Shards(outputs.main, num, batch_size)
             run = Drawing(pretrained, timed, labels, settings, outputs, shards)
-            kept = {**settings, "class": label, "dtype": dtype, "model": pretrained.fingerprint()}
-            before, batches = ranks.agree(lambda: run.begin(kept))
+            kept = {**settings, "class": label, "dtype": dtype}
+            before, batches = ranks.agree(
+                lambda: run.begin({**kept, "model": pretrained.fingerprint()})
+            )
         with stopwatch.part("sampling"):
             run.draw(batches[ranks.rank :: ranks.size], before, shown=ranks.rank == 0)
             ranks.wait()

@@ -124,6 +124,7 @@ def test_half_precision_draws_nearly_the_same(sample):
         (["--gif", "a.txt"], ["a.txt", ".gif"]),
         (["--device", "tpu9"], ["tpu9"]),
         (["--dtype", "int8"], ["int8"]),
+        (["--dtype", "tf32", "--device", "cpu"], ["tf32", "float32"]),
         (["--guidance-scale", 2], ["no class"]),
     ],
 )
