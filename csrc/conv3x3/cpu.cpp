@@ -4,61 +4,17 @@
 
 #include <algorithm>
 #include <array>
-#include <cstdlib>
-#include <memory>
 #include <type_traits>
 #include <utility>
 
-#include "params.h"
+#include "tiles.h"
 
 namespace fastdiff {
 namespace {
 
-struct Range {
-  std::int64_t first, last;
-  std::int64_t size() const { return last - first; }
-  Range part(std::int64_t i, std::int64_t parts) const {
-    return {first + size() * i / parts, first + size() * (i + 1) / parts};
-  }
-};
-
-// Of its upper left pixel.
-struct TilePlace {
-  std::int64_t sample, y, x;
-};
-
-inline std::int64_t tile_rows(const Conv3x3Params& p) { return (p.height + 1) / 2; }
-inline std::int64_t tile_columns(const Conv3x3Params& p) { return (p.width + 1) / 2; }
-
-inline TilePlace tile_place(const Conv3x3Params& p, std::int64_t tile) {
-  const std::int64_t columns = tile_columns(p), row = tile / columns;
-  return {row / tile_rows(p), row % tile_rows(p) * 2, tile % columns * 2};
-}
-
 constexpr std::int64_t kChunk = 128;  // input channels whose products are summed up at a time
 
 inline std::int64_t chunks(std::int64_t channels) { return (channels + kChunk - 1) / kChunk; }
-
-// A thread's memory between calls.
-class Workspace {
-  struct Free {
-    void operator()(float* p) const { std::free(p); }
-  };
-  std::unique_ptr<float, Free> data_;
-  std::int64_t size_ = 0;
-
- public:
-  float* at_least(std::int64_t floats) {
-    if (floats > size_) {
-      constexpr std::size_t kAlignment = 64;
-      const std::size_t bytes = (floats * sizeof(float) + kAlignment - 1) / kAlignment * kAlignment;
-      data_.reset(static_cast<float*>(std::aligned_alloc(kAlignment, bytes)));
-      if (!data_) throw std::bad_alloc();
-      size_ = floats;
-    }
-    return data_.get();
-  }
-};
 
 using Convolve = void (*)(const Conv3x3Params&, const Range& tiles, const Range& panels,
                           Workspace& space);
@@ -76,7 +32,7 @@ void conv3x3_cpu(const Conv3x3Params& p) {
   const Convolve convolve = convolve_for_dtype(p.dtype);
   constexpr std::int64_t kTransformed = 128 * 1024;  // floats of V: half of a second-level cache
   const std::int64_t threads = torch::stable::get_num_threads();
-  const Range tiles{0, p.batch * tile_rows(p) * tile_columns(p)};
+  const Range tiles = all_tiles(p);
   const Range panels{0, (p.out_channels + kPanel - 1) / kPanel};
   const std::int64_t most = std::clamp<std::int64_t>(kTransformed / (16 * p.channels), 16, 36);
   std::int64_t blocks = (tiles.size() + most - 1) / most;

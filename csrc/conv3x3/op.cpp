@@ -1,4 +1,6 @@
-// Attaches the kernel of fastdiff::conv3x3; its schema stands in fastdiff/ops.
+// Attaches the kernels of fastdiff::conv3x3 and its gradient; their schemas stand in fastdiff/ops.
+#include <tuple>
+
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 #include "params.h"
@@ -7,6 +9,7 @@ namespace fastdiff {
 namespace {
 
 CallCounter calls("conv3x3.cpu");
+CallCounter gradient_calls("conv3x3_gradient.cpu");
 
 // Nothing where the channels of a pixel do not lie side by side.
 std::optional<Pixels> pixels(const Tensor& x) {
@@ -36,9 +39,31 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
   return y;
 }
 
+std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample) {
+  const auto dtype = kernel_dtype(x.scalar_type());
+  const auto from = pixels(x), of_y = pixels(grad);
+  const std::int64_t O = grad.size(1), C = x.size(1), H = grad.size(2), W = grad.size(3);
+  if (!dtype || !from || !of_y || H < 2 || W < 2 || O * C == 0) {
+    const auto [weight, bias] = reference<2>("fastdiff::conv3x3_gradient", x, grad, upsample);
+    return {weight, bias};
+  }
+  const auto like_x = [&](auto sizes, torch::headeronly::MemoryFormat format) {
+    return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                                format);
+  };
+  Tensor weight = like_x(std::array<std::int64_t, 4>{O, C, 3, 3},
+                         torch::headeronly::MemoryFormat::ChannelsLast);
+  Tensor bias = like_x(std::array<std::int64_t, 1>{O}, torch::headeronly::MemoryFormat::Contiguous);
+  gradient_calls.add();
+  conv3x3_gradient_cpu({*from, *of_y, weight.mutable_data_ptr(), bias.mutable_data_ptr(), x.size(0),
+                        C, O, H, W, *dtype, upsample});
+  return {weight, bias};
+}
+
 }  // namespace
 }  // namespace fastdiff
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
   library.impl("conv3x3", TORCH_BOX(&fastdiff::conv3x3));
+  library.impl("conv3x3_gradient", TORCH_BOX(&fastdiff::conv3x3_gradient));
 }

@@ -30,4 +30,17 @@ constexpr std::int64_t kPanel = 32;  // output channels that lie side by side in
 
 void conv3x3_cpu(const Conv3x3Params& params);
 
+// The gradients of y = conv(x) + bias by F(3x3, 2x2): the same tiles, the transforms' transposes.
+struct Conv3x3GradientParams {
+  Pixels x;      // as in Conv3x3Params
+  Pixels grad;   // of y
+  void* weight;  // [out_channels, 3, 3, channels]
+  void* bias;    // [out_channels]
+  std::int64_t batch, channels, out_channels, height, width;
+  DType dtype;  // of all of them
+  bool upsample;
+};
+
+void conv3x3_gradient_cpu(const Conv3x3GradientParams& params);
+
 }  // namespace fastdiff

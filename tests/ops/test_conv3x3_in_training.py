@@ -44,8 +44,10 @@ def test_output_and_gradients_by_law4(
     assert _library.native_calls("conv3x3", "CPU") == before + NATIVE
     weight = weight.detach()
     assert_close_by_law4(out.detach(), lambda *a: plain(*a, upsample=upsample), x, weight, bias)
+    of_weights = _library.native_calls("conv3x3_gradient", "CPU")
     found = gradients(trained_conv3x3, x, weight, bias, grad, upsample=upsample)
     assert _library.native_calls("conv3x3", "CPU") == before + 3 * NATIVE
+    assert _library.native_calls("conv3x3_gradient", "CPU") == of_weights + NATIVE
     for i, gradient in enumerate(found):
 
         def reference(*tensors: Tensor, i: int = i) -> Tensor:

@@ -14,6 +14,7 @@ from fastdiff.ops import _library
 LEVELS = ["baseline", "v3", "v4", "v4_bf16"]
 LESSER = LEVELS[: LEVELS.index(_library.cpu_level())] if _library.native_path() else []
 TESTS = "test_kernel_by_law4 or test_any_shape_by_law4 or small_spread or strided or nan"
+KERNELS = ["group_norm_silu", "conv3x3", "conv3x3_gradient"]
 ROOT = Path(__file__).parents[2]
 
 
@@ -30,5 +31,5 @@ def run(level: str, *command: str) -> str:
 def test_lesser_processors_pass_the_tests(level: str) -> None:
     script = "from fastdiff.ops._library import cpu_level; print(cpu_level())"
     assert run(level, "-c", script).strip() == level
-    files = ["tests/ops/test_group_norm_silu.py", "tests/ops/test_conv3x3.py"]
+    files = [f"tests/ops/test_{name}.py" for name in KERNELS]
     assert " passed" in run(level, "-m", "pytest", "-q", *files, "-k", TESTS)

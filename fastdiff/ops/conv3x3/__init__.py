@@ -133,35 +133,44 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, bias, packed, _, ctx.scale, ctx.upsample = inputs
+    x, weight, _, packed, _, ctx.scale, ctx.upsample = inputs
     ctx.by_winograd = packed is not None
-    ctx.bias_sizes = None if bias is None else list(bias.shape)
     ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient of x is a convolution too, by Winograd where the forward was one."""
+    """The gradient of x is a convolution too; by Winograd, as that of the weight, where the forward
+    was one."""
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias, _, need_residual, *_ = ctx.needs_input_grad
     grad = grad.contiguous(memory_format=torch.channels_last)
     if ctx.scale != 1:
         grad = grad * ctx.scale
-    of_x = None
-    by_winograd = ctx.by_winograd and need_x
-    if by_winograd:
-        turned = weight.flip(2, 3).transpose(0, 1)
-        of_x = _op(grad, turned, None, pack_transposed(weight), None, 1.0, False)
-    of_weight = of_bias = None
-    if need_weight or need_bias or (need_x and not by_winograd):
+    of_x = of_weight = of_bias = None
+    if ctx.by_winograd:
+        of_x = _gradient_of_x(grad, weight, ctx.upsample) if need_x else None
+        if need_weight or need_bias:
+            of_weight, of_bias = _gradient_op(x, grad, ctx.upsample)
+    else:
         image = F.interpolate(x, scale_factor=2.0, mode="nearest") if ctx.upsample else x
-        plain_of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
-            grad, image, weight, ctx.bias_sizes, [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
-            [need_x and not by_winograd, need_weight, need_bias],
+        of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
+            grad, image, weight, [len(weight)], [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
+            [need_x, need_weight, need_bias],
         )  # fmt: skip
-        of_x = of_x if by_winograd else plain_of_x
-    if of_x is not None and ctx.upsample:
-        of_x = F.avg_pool2d(of_x, 2, divisor_override=1)
-    return of_x, of_weight, of_bias, None, grad if need_residual else None, None, None
+        of_x = _summed(of_x) if need_x and ctx.upsample else of_x
+    of_residual = grad if need_residual else None
+    return of_x, of_weight, of_bias if need_bias else None, None, of_residual, None, None
+
+
+def _gradient_of_x(grad: Tensor, weight: Tensor, upsample: bool) -> Tensor:
+    turned = weight.flip(2, 3).transpose(0, 1)
+    of_x: Tensor = _op(grad, turned, None, pack_transposed(weight), None, 1.0, False)
+    return _summed(of_x) if upsample else of_x
+
+
+def _summed(image: Tensor) -> Tensor:
+    """Over the pixels that nearest neighbour made of one."""
+    return F.avg_pool2d(image, 2, divisor_override=1)
 
 
 _op = _library.define(
@@ -171,4 +180,35 @@ _op = _library.define(
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
+)
+
+
+def _fake_gradient(x: Tensor, grad: Tensor, upsample: bool) -> tuple[Tensor, Tensor]:
+    out_channels = grad.shape[1]
+    weight = x.new_empty((out_channels, x.shape[1], 3, 3))
+    return weight.contiguous(memory_format=torch.channels_last), x.new_empty(out_channels)
+
+
+def _setup_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    x, grad, ctx.upsample = inputs
+    ctx.save_for_backward(x, grad)
+
+
+def _backward_of_gradient(
+    ctx: Any, weight: Tensor, bias: Tensor
+) -> tuple[Tensor | None, Tensor | None, None]:
+    """Of <weight, its gradient> + <bias, its gradient>, which is linear in x and in grad."""
+    x, grad = ctx.saved_tensors
+    need_x, need_grad, _ = ctx.needs_input_grad
+    of_x = _gradient_of_x(grad, weight, ctx.upsample) if need_x else None
+    of_grad = _op(x, weight, bias, None, None, 1.0, ctx.upsample) if need_grad else None
+    return of_x, of_grad, None
+
+
+_gradient_op = _library.define(
+    "conv3x3_gradient(Tensor x, Tensor grad, bool upsample) -> (Tensor, Tensor)",
+    reference=reference.conv3x3_gradient,
+    fake=_fake_gradient,
+    backward=_backward_of_gradient,
+    setup_context=_setup_gradient_context,
 )

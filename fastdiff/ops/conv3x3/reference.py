@@ -25,3 +25,16 @@ def conv3x3(
     if scale != 1:
         y = y * scale
     return y.contiguous(memory_format=torch.channels_last)
+
+
+def conv3x3_gradient(x: Tensor, grad: Tensor, upsample: bool) -> tuple[Tensor, Tensor]:
+    """Of the weight, [O, C, 3, 3] channels-last, and of the bias, [O]; `grad` is of the output."""
+    if upsample:
+        x = F.interpolate(x, scale_factor=2.0, mode="nearest")
+    out_channels = grad.shape[1]
+    weight = x.new_empty((out_channels, x.shape[1], 3, 3))
+    _, of_weight, of_bias = torch.ops.aten.convolution_backward(
+        grad, x, weight, [out_channels], [1, 1], [1, 1], [1, 1], False, [0, 0], 1,
+        [False, True, True],
+    )  # fmt: skip
+    return of_weight.contiguous(memory_format=torch.channels_last), of_bias
