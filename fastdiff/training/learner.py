@@ -99,12 +99,15 @@ class Learner:
         model.train()
         self.optimizer.zero_grad()
         losses, stopped = self._losses_and_gradients(index, draws, stop)
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, config.gradient_clip)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
         loss = (losses * draws.weights.to(losses.device)).mean()
         # Read back once a step.
         mean_loss, gradient_norm = torch.stack([loss, norm]).tolist()
         finite = math.isfinite(mean_loss) and math.isfinite(gradient_norm)
         if finite:
+            if gradient_norm > config.gradient_clip:
+                torch.nn.utils.clip_grads_with_norm_(self._parameters, config.gradient_clip, norm)
             warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
             for group in self.optimizer.param_groups:
                 group["lr"] = config.learning_rate * warmup

@@ -102,6 +102,18 @@ def test_a_run_in_a_thread_needs_no_signal(config, tmp_path):
     assert trainer.step == 6
 
 
+@pytest.mark.parametrize("clip", [1e-3, 1e9])
+def test_the_gradient_that_adam_sees_is_clipped(config, tmp_path, clip):
+    trainer = started(config, tmp_path / "run", gradient_clip=clip)
+    learner = trainer.learner
+    reported = trainer.train_step(torch.tensor([3, 1, 4, 15]))
+    # After one step the first moment is a tenth of the gradient.
+    moments = [state["exp_avg"].double() / 0.1 for state in learner.optimizer.state.values()]
+    seen = math.sqrt(sum(float(moment.square().sum()) for moment in moments))
+    assert reported.gradient_norm > 2e-3
+    assert seen == pytest.approx(min(clip, reported.gradient_norm), rel=1e-5)
+
+
 @pytest.mark.parametrize("accumulate", [1, 4])
 def test_one_step_is_the_gradient_step_of_algorithm_1(config, tmp_path, accumulate):
     """Against the paper's formulas and AdamW's, written out in float64."""
