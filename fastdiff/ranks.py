@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
@@ -62,7 +61,7 @@ class Ranks:
             import torch
 
             # On the CPU, where a sum is not there before all have sent their part.
-            torch.distributed.all_reduce(_zero())
+            torch.distributed.all_reduce(torch.zeros(1))
 
     def gather(self, own: Tensor) -> Tensor:
         """The ranks' tensors, all [n], one behind the other."""
@@ -94,15 +93,6 @@ class Ranks:
         from torch.nn.parallel import DistributedDataParallel
 
         return DistributedDataParallel(model, gradient_as_bucket_view=True)
-
-
-@cache
-def _zero() -> Tensor:
-    """Kept: a rank that ends at once may else leave its last reference to gloo's thread, which
-    cannot drop it without the interpreter that is ending."""
-    import torch
-
-    return torch.zeros(1)
 
 
 ALONE = Ranks()
