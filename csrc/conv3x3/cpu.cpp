@@ -14,7 +14,7 @@ namespace {
 
 constexpr std::int64_t kChunk = 128;  // input channels whose products are summed up at a time
 
-inline std::int64_t chunks(std::int64_t channels) { return (channels + kChunk - 1) / kChunk; }
+inline std::int64_t chunks(std::int64_t channels) { return divide_up(channels, kChunk); }
 
 using Convolve = void (*)(const Conv3x3Params&, const Range& tiles, const Range& panels,
                           Workspace& space);
@@ -33,10 +33,10 @@ void conv3x3_cpu(const Conv3x3Params& p) {
   constexpr std::int64_t kTransformed = 128 * 1024;  // floats of V: half of a second-level cache
   const std::int64_t threads = torch::stable::get_num_threads();
   const Range tiles = all_tiles(p);
-  const Range panels{0, (p.out_channels + kPanel - 1) / kPanel};
+  const Range panels{0, divide_up(p.out_channels, kPanel)};
   const std::int64_t most = std::clamp<std::int64_t>(kTransformed / (16 * p.channels), 16, 36);
-  std::int64_t blocks = (tiles.size() + most - 1) / most;
-  if (tiles.size() >= 8 * threads) blocks = (blocks + threads - 1) / threads * threads;
+  std::int64_t blocks = divide_up(tiles.size(), most);
+  if (tiles.size() >= 8 * threads) blocks = divide_up(blocks, threads) * threads;
   const std::int64_t groups = std::min(panels.size(), std::max<std::int64_t>(1, threads / blocks));
   torch::stable::parallel_for(0, blocks * groups, 1, [&](std::int64_t begin, std::int64_t end) {
     static thread_local Workspace space;

@@ -62,7 +62,7 @@ constexpr auto kMultiplyByRows = multiplies(std::make_integer_sequence<int, kRow
 // m [tiles, kPanel] = v u [C, kPanel], added up by chunks: one long sum rounds more.
 inline void multiply_position(const float* v, const float* u, std::int64_t tiles, std::int64_t C,
                               float* m) {
-  const std::int64_t blocks = (tiles + kRows - 1) / kRows;
+  const std::int64_t blocks = divide_up(tiles, kRows);
   for (std::int64_t k = 0; k < C; k += kChunk, v += tiles * kRowStride) {
     const std::int64_t n = std::min(kChunk, C - k);
     for (std::int64_t block = 0; block < blocks; ++block) {

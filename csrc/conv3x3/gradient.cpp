@@ -26,8 +26,6 @@ constexpr std::int64_t kWorkspace =
 using Gradient = void (*)(const Conv3x3GradientParams&, const Range& outs, const Range& ins,
                           Workspace& space);
 
-inline std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
-
 // Tiles whose products make one sum; a sum of those sums rounds least with as many of each.
 inline std::int64_t chain_of(std::int64_t tiles) {
   const auto root = static_cast<std::int64_t>(std::sqrt(static_cast<double>(tiles)));

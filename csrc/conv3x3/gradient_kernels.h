@@ -8,15 +8,18 @@ constexpr int kRows = FASTDIFF_LEVEL >= 4 ? 8 : FASTDIFF_LEVEL >= 3 ? 3 : 1;
 
 // ---- V = B^T d B of x, Z = A g A^T of the gradient: [16, kTiles, stride] ----
 
+// Zeros fill up the last kColumns channels.
 template <class T>
 void transform_x(const Conv3x3GradientParams& p, const Range& tiles, const Range& channels,
                  const T* zeros, float* v) {
+  const std::int64_t count = divide_up(channels.size(), kColumns) * kColumns;
   for (std::int64_t tile = tiles.first; tile < tiles.last; ++tile, v += kColumnStride) {
     const T* at[16];
     patch(p, tile, zeros, at);
-    for (std::int64_t c = channels.first; c < channels.last; c += kLanes) {
-      const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, channels.last - c));
-      transform_tile(at, c, lanes, v + c - channels.first, kTiles * kColumnStride);
+    for (std::int64_t c = 0; c < count; c += kLanes) {
+      const std::int64_t lanes = std::clamp<std::int64_t>(channels.size() - c, 0, kLanes);
+      transform_tile(at, channels.first + c, static_cast<int>(lanes), v + c,
+                     kTiles * kColumnStride);
     }
   }
 }
@@ -91,23 +94,16 @@ constexpr std::array<AddProducts, sizeof...(rows)> by_rows(std::integer_sequence
 }
 constexpr auto kAddProductsByRows = by_rows(std::make_integer_sequence<int, kRows>());
 
-// Rows in blocks of up to kRows, as even as may be.
-struct RowBlocks {
-  std::int64_t count, edges[kMostRows + 1];
-  explicit RowBlocks(std::int64_t rows) : count(divide_up(rows, kRows)) {
-    for (std::int64_t i = 0; i <= count; ++i) edges[i] = rows * i / count;
-  }
-};
-
 inline void add_position(const float* z, const float* v, std::int64_t tiles, std::int64_t chain,
-                         const RowBlocks& rows, std::int64_t columns, float* u) {
+                         std::int64_t rows, std::int64_t columns, float* u) {
+  const std::int64_t blocks = divide_up(rows, kRows);
   for (std::int64_t c = 0; c < columns; c += kColumns) {
-    for (std::int64_t i = 0; i < rows.count; ++i) {
-      const std::int64_t row = rows.edges[i];
-      const AddProducts add = kAddProductsByRows[rows.edges[i + 1] - row - 1];
+    for (std::int64_t i = 0; i < blocks; ++i) {
+      const Range block = Range{0, rows}.part(i, blocks);
       for (std::int64_t tile = 0; tile < tiles; tile += chain) {
-        add(z + tile * kRowStride + row, v + tile * kColumnStride + c,
-            std::min(chain, tiles - tile), u + row * kMostColumns + c);
+        kAddProductsByRows[block.size() - 1](
+            z + tile * kRowStride + block.first, v + tile * kColumnStride + c,
+            std::min(chain, tiles - tile), u + block.first * kMostColumns + c);
       }
     }
   }
@@ -170,11 +166,8 @@ void gradient(const Conv3x3GradientParams& p, const Range& outs, const Range& in
   float* zeros = z + 16 * kTiles * kRowStride;
   std::fill_n(u, u_size + kMostRows, 0.0f);
   std::fill_n(zeros, most_channels, 0.0f);
-  // What stands beyond the last channel is multiplied too, and looked at by none.
-  std::fill_n(v, 16 * kTiles * (kColumnStride + kRowStride), 0.0f);
   const Range all = all_tiles(p);
   const std::int64_t chain = chain_of(all.size());
-  const RowBlocks row_blocks(rows);
   for (std::int64_t first = 0; first < all.last; first += kTiles) {
     const Range tiles{first, std::min(first + kTiles, all.last)};
     transform_x(p, tiles, ins, reinterpret_cast<const T*>(zeros), v);
@@ -183,7 +176,7 @@ void gradient(const Conv3x3GradientParams& p, const Range& outs, const Range& in
       // An upsampled tile repeats its middle row and column, whose difference is zero.
       if (p.upsample && (k / 4 == 2 || k % 4 == 2)) continue;
       add_position(z + k * kTiles * kRowStride, v + k * kTiles * kColumnStride, tiles.size(), chain,
-                   row_blocks, ins.size(), u + k * rows * kMostColumns);
+                   rows, ins.size(), u + k * rows * kMostColumns);
     }
     if (ins.first == 0) add_bias(z, tiles.size(), rows, bias);
   }

@@ -11,6 +11,8 @@
 
 namespace fastdiff {
 
+inline std::int64_t divide_up(std::int64_t n, std::int64_t by) { return (n + by - 1) / by; }
+
 struct Range {
   std::int64_t first, last;
   std::int64_t size() const { return last - first; }
@@ -26,12 +28,12 @@ struct TilePlace {
 
 template <class Params>
 std::int64_t tile_rows(const Params& p) {
-  return (p.height + 1) / 2;
+  return divide_up(p.height, 2);
 }
 
 template <class Params>
 std::int64_t tile_columns(const Params& p) {
-  return (p.width + 1) / 2;
+  return divide_up(p.width, 2);
 }
 
 template <class Params>
