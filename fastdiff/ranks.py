@@ -108,6 +108,10 @@ def joined() -> Iterator[Ranks]:
         yield ALONE
         return
     import torch
+
+    # Imported later it would keep the group, as its functions' default, and the group its threads:
+    # one of those may want the interpreter while that ends, which aborts the process.
+    import torch.distributed.nn.functional
     from torch import distributed
 
     on_gpus = torch.cuda.is_available()

@@ -29,6 +29,21 @@ with joined() as ranks:
         (folder / "done").touch()
 """
 
+# As what loads a model does, it imports more of torch once the group is there.
+ENDED = """
+import os, sys
+from pathlib import Path
+import torch
+from fastdiff.ranks import joined
+before = set(os.listdir("/proc/self/task"))
+with joined() as ranks:
+    from torch.distributed.nn.functional import all_reduce
+    ranks.wait()
+    assert set(os.listdir("/proc/self/task")) > before
+assert set(os.listdir("/proc/self/task")) == before
+(Path(sys.argv[1]) / f"done-{ranks.rank}").touch()
+"""
+
 
 def run(program: str, folder: Path, count: int) -> subprocess.CompletedProcess[str]:
     (folder / "program.py").write_text(program)
@@ -43,6 +58,12 @@ def run(program: str, folder: Path, count: int) -> subprocess.CompletedProcess[s
 def test_all_wait_for_the_last_whoever_it_is(tmp_path: Path, count: int) -> None:
     done = run(LATE, tmp_path, count)
     assert done.returncode == 0 and (tmp_path / "done").exists(), done.stderr[-2000:]
+
+
+def test_no_thread_outlives_the_group(tmp_path: Path) -> None:
+    """One that does may want the interpreter while that ends, which aborts the process."""
+    done = run(ENDED, tmp_path, 2)
+    assert done.returncode == 0 and len([*tmp_path.glob("done-*")]) == 2, done.stderr[-2000:]
 
 
 def test_alone_nothing_is_asked_of_anyone() -> None:
