@@ -5,6 +5,7 @@ python -m pytest benchmarks/bench_group_norm_silu.py -s
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -33,28 +34,76 @@ def truth(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     return reference.group_norm_silu(x, GROUPS, weight, bias, EPS)[0]
 
 
-@pytest.mark.parametrize("layout", FORMATS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"])
-@pytest.mark.parametrize(
-    ("channels", "side"), [(128, 32), (256, 32), (256, 16), (512, 8), (512, 4)]
-)
-@pytest.mark.parametrize("batch", [1, 8])
+CELLS = [
+    pytest.mark.parametrize("layout", FORMATS),
+    pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["f32", "bf16"]),
+    pytest.mark.parametrize(
+        ("channels", "side"), [(128, 32), (256, 32), (256, 16), (512, 8), (512, 4)]
+    ),
+    pytest.mark.parametrize("batch", [1, 8]),
+]
+
+
+def in_every_cell(test: Callable[..., None]) -> Callable[..., None]:
+    for cell in reversed(CELLS):
+        test = cell(test)
+    return test
+
+
+@in_every_cell
 @torch.inference_mode()
 def test_forward(
     benchmark: Any, batch: int, channels: int, side: int, dtype: torch.dtype, layout: str
 ) -> None:
     assert _library.native_kernel("group_norm_silu", "CPU"), "nothing to measure: see doctor"
+    inputs = drawn(batch, channels, side, dtype, layout)
+    assert_close_by_law4(fused(*inputs), truth, *inputs)
+    compare(benchmark, {n: lambda f=f: f(*inputs) for n, f in rivals().items()})
+
+
+@in_every_cell
+def test_forward_and_gradient(
+    benchmark: Any, batch: int, channels: int, side: int, dtype: torch.dtype, layout: str
+) -> None:
+    assert _library.native_kernel("group_norm_silu_gradient", "CPU"), "nothing to measure"
+    inputs = [i.requires_grad_() for i in drawn(batch, channels, side, dtype, layout)]
+    grad = torch.randn(inputs[0].shape).to(inputs[0])
+
+    def step(f: Callable[..., Tensor], *inputs: Tensor, index: int = 0) -> Tensor:
+        leaves = [i.detach().requires_grad_() for i in inputs]
+        y = f(*leaves)
+        return torch.autograd.grad(y, leaves, grad.to(y))[index].contiguous()
+
+    for index in range(3):
+        assert_close_by_law4(
+            step(fused, *inputs, index=index),
+            lambda x, *p, k=index: step(eager, x.contiguous(), *p, index=k),
+            *inputs,
+        )
+    compare(
+        benchmark,
+        {n: lambda f=f: torch.autograd.grad(f(*inputs), inputs, grad) for n, f in rivals().items()},
+    )
+
+
+def drawn(
+    batch: int, channels: int, side: int, dtype: torch.dtype, layout: str
+) -> tuple[Tensor, ...]:
     torch.manual_seed(0)
     x = torch.randn(batch, channels, side, side, dtype=dtype).to(memory_format=FORMATS[layout])
-    inputs = (x, torch.randn(channels, dtype=dtype), torch.randn(channels, dtype=dtype))
-    assert_close_by_law4(fused(*inputs), truth, *inputs)
+    return x, torch.randn(channels, dtype=dtype), torch.randn(channels, dtype=dtype)
 
+
+def rivals() -> dict[str, Callable[..., Tensor]]:
     torch._dynamo.reset()
     compiled = torch.compile(eager, fullgraph=True, dynamic=False)
-    rivals = {"fastdiff": fused, "eager": eager, "compile": compiled}
-    seconds = medians({name: lambda f=f: f(*inputs) for name, f in rivals.items()})
+    return {"fastdiff": fused, "eager": eager, "compile": compiled}
+
+
+def compare(benchmark: Any, calls: dict[str, Callable[[], object]]) -> None:
+    seconds = medians(calls)
     benchmark.extra_info["medians_us"] = {name: 1e6 * s for name, s in seconds.items()}
     for peer in ("eager", "compile"):
         benchmark.extra_info[f"ratio_to_{peer}"] = seconds[peer] / seconds["fastdiff"]
     print("  " + "  ".join(f"{name} {1e6 * s:.0f} us" for name, s in seconds.items()))
-    benchmark.pedantic(fused, inputs, rounds=20, warmup_rounds=2)
+    benchmark.pedantic(calls["fastdiff"], rounds=20, warmup_rounds=2)

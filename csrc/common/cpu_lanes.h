@@ -1,4 +1,5 @@
-// Loads, stores and SiLU for kernels that cpu_targets.h compiles; included within a namespace.
+// Loads, stores and the sigmoid for kernels that cpu_targets.h compiles; included within a
+// namespace.
 
 #if FASTDIFF_LEVEL >= 3
 constexpr int kLanes = 8;
@@ -47,9 +48,9 @@ FASTDIFF_INLINE void store(Float16* to, const Floats& values, int count = kLanes
 
 FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
 
-// z / (1 + 2^(-z log2 e)), the power by a polynomial that is as exact as T can show.
+// 1 + 2^(-z log2 e), the power by a polynomial that is as exact as T can show.
 template <class T>
-FASTDIFF_INLINE Floats silu(const Floats& z) {
+FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
   Floats x = z < -89.0f ? splat(-89.0f) : z;  // beyond, the exponent would leave its field
   x = x > 87.0f ? splat(87.0f) : x;
   const Floats rounder = splat(0x1.8p23f);  // adding it leaves an integer in the low bits
@@ -64,5 +65,11 @@ FASTDIFF_INLINE Floats silu(const Floats& z) {
   }
   p = p * r + 1.0f;
   const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(rounder);
-  return z / (1.0f + p * bit_cast<Floats>((exponent + 127) << 23));
+  return 1.0f + p * bit_cast<Floats>((exponent + 127) << 23);
+}
+
+// x / y as exact as T can show.
+template <class T>
+FASTDIFF_INLINE Floats divided(const Floats& x, const Floats& y) {
+  return x / y;
 }

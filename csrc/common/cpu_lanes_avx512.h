@@ -1,4 +1,5 @@
-// Loads, stores and SiLU for kernels that cpu_targets.h compiles; included within a namespace.
+// Loads, stores and the sigmoid for kernels that cpu_targets.h compiles; included within a
+// namespace.
 
 constexpr int kLanes = 16;
 constexpr int kWide = 8;  // vectors side by side: as many as the registers hold
@@ -50,10 +51,10 @@ alignas(64) constexpr float kRoots[32] = {
     0x1.ea4afap0f, 0x1.f50766p0f,
 };
 
-// z / (1 + 2^(-z log2 e)). The power's exponent is split into 32nds, whose roots a permutation
-// looks up, and a rest of at most 1/64, whose polynomial is as exact as T can show.
+// 1 + 2^(-z log2 e). The power's exponent is split into 32nds, whose roots a permutation looks up,
+// and a rest of at most 1/64, whose polynomial is as exact as T can show.
 template <class T>
-FASTDIFF_INLINE Floats silu(const Floats& z) {
+FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
   constexpr int kSmallerMagnitude = 2;  // the sign stays the first operand's
   const __m512 x = _mm512_range_ps(bit_cast<__m512>(z), _mm512_set1_ps(126), kSmallerMagnitude);
   const __m512 log2_e = _mm512_set1_ps(-0x1.715476p0f);
@@ -72,9 +73,14 @@ FASTDIFF_INLINE Floats silu(const Floats& z) {
   } else {
     power = _mm512_mul_ps(root, _mm512_fmadd_ps(r, _mm512_set1_ps(0x1.62e0a2p-1f), one));
   }
-  const __m512 denominator = _mm512_add_ps(_mm512_scalef_ps(power, n), one);
-  if constexpr (sizeof(T) == 4) return z / bit_cast<Floats>(denominator);
-  return z * bit_cast<Floats>(_mm512_rcp14_ps(denominator));
+  return bit_cast<Floats>(_mm512_add_ps(_mm512_scalef_ps(power, n), one));
+}
+
+// x / y as exact as T can show.
+template <class T>
+FASTDIFF_INLINE Floats divided(const Floats& x, const Floats& y) {
+  if constexpr (sizeof(T) == 4) return x / y;
+  return x * bit_cast<Floats>(_mm512_rcp14_ps(bit_cast<__m512>(y)));
 }
 
 FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }

@@ -1,26 +1,7 @@
 // What cpu_targets.h compiles for each kind of processor: sums, merge and output of both layouts.
 // A center is one of the data's own values, so x - center is exact where the spread is small.
 
-// x, or x + residual where `summed`.
-template <class T, bool summed>
-struct Input {
-  using Element = T;
-  const T* x;
-  const T* residual;
-
-  FASTDIFF_INLINE Floats load_at(std::int64_t i, int count = kLanes) const {
-    const Floats v = load(x + i, count);
-    return summed ? v + load(residual + i, count) : v;
-  }
-  FASTDIFF_INLINE Input operator+(std::int64_t i) const {
-    return {x + i, summed ? residual + i : nullptr};
-  }
-};
-
-template <class T, bool summed>
-FASTDIFF_INLINE Input<T, summed> input(const GroupNormSiluParams& p) {
-  return {static_cast<const T*>(p.x), static_cast<const T*>(p.residual)};
-}
+#include "cpu_channels.h"
 
 FASTDIFF_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a : b; }
 FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) { return a < b ? b : a; }
@@ -32,53 +13,7 @@ FASTDIFF_INLINE Floats median(const Floats& a, const Floats& b, const Floats& c)
 
 template <class T, bool silu_follows>
 FASTDIFF_INLINE Floats act(const Floats& z) {
-  return silu_follows ? silu<T>(z) : z;
-}
-
-// ---- the coefficients of some neighbouring channels: y = act((x - center) * slope + offset) ----
-
-inline void fill(const ChannelVector& v, std::int64_t sample, const Channels& channels,
-                 float absent, float* row) {
-  if (v.data == nullptr) {
-    std::fill_n(row, channels.count, absent);
-    return;
-  }
-  const std::int64_t first = sample * v.sample_stride + channels.first * v.channel_stride;
-  const auto copy = [&](const auto* from) FASTDIFF_LAMBDA_INLINE {
-    from += first;
-    std::int64_t c = 0;
-    if (v.channel_stride == 1) {
-      for (; c + kLanes <= channels.count; c += kLanes) store(row + c, load(from + c));
-    }
-    for (; c < channels.count; ++c) row[c] = load(from + c * v.channel_stride, 1)[0];
-  };
-  switch (v.dtype) {
-    case DType::float32:
-      return copy(static_cast<const float*>(v.data));
-    case DType::float16:
-      return copy(static_cast<const Float16*>(v.data));
-    default:
-      return copy(static_cast<const BFloat16*>(v.data));
-  }
-}
-
-// From `rows`' mean and rstd of each channel's group, and what the channel is raised by before.
-inline void coefficients(const GroupNormSiluParams& p, std::int64_t sample,
-                         const Channels& channels, const Rows& rows, const Coefficients& to) {
-  fill(p.weight, 0, channels, 1, rows.weight);
-  fill(p.bias, 0, channels, 0, rows.bias);
-  fill(p.scale, sample, channels, 0, rows.scale);
-  fill(p.shift, sample, channels, 0, rows.shift);
-  for (std::int64_t c = 0; c < channels.count; ++c) {
-    const double middle = rows.mean[c] - rows.added[c];
-    const double modulation = 1 + static_cast<double>(rows.scale[c]);
-    const double slope = modulation * rows.weight[c] * rows.rstd[c];
-    const float center = static_cast<float>(middle);
-    to.center[c] = center;
-    to.slope[c] = static_cast<float>(slope);
-    to.offset[c] =
-        static_cast<float>(modulation * rows.bias[c] + rows.shift[c] - slope * (middle - center));
-  }
+  return silu_follows ? divided<T>(z, sigmoid_denominator<T>(z)) : z;
 }
 
 inline double keep_statistics(const GroupNormSiluParams& p, std::int64_t slab, double mean,
@@ -88,13 +23,6 @@ inline double keep_statistics(const GroupNormSiluParams& p, std::int64_t slab, d
   p.mean[slab] = static_cast<float>(mean);
   p.rstd[slab] = static_cast<float>(rstd);
   return rstd;
-}
-
-// In float64: with x's own values as centers the sums are not small.
-FASTDIFF_INLINE double sum(const Floats& v) {
-  double total = 0;
-  for (int i = 0; i < kLanes; ++i) total += v[i];
-  return total;
 }
 
 // ---- contiguous: a group is one run of memory ----
@@ -176,17 +104,6 @@ void slabs(const GroupNormSiluParams& p, std::int64_t begin, std::int64_t end) {
 
 // ---- channels-last: a vector holds neighbouring channels of one pixel ----
 
-// f(c, width, lanes) for every block of channels: `width` vectors, all but the last one whole.
-template <int wide, class F>
-FASTDIFF_INLINE void by_channels(std::int64_t channels, const F& f) {
-  std::int64_t c = 0;
-  for (; c + wide * kLanes <= channels; c += wide * kLanes) {
-    f(c, std::integral_constant<int, wide>(), kLanes);
-  }
-  for (; c + kLanes <= channels; c += kLanes) f(c, std::integral_constant<int, 1>(), kLanes);
-  if (c < channels) f(c, std::integral_constant<int, 1>(), static_cast<int>(channels - c));
-}
-
 template <class T, bool summed>
 void centers(const GroupNormSiluParams& p, std::int64_t sample, float* center) {
   const std::int64_t C = p.channels;
@@ -234,7 +151,7 @@ inline void merge(const GroupNormSiluParams& p, std::int64_t sample, const float
                   const float* sums, std::int64_t tiles, const Rows& rows, const Coefficients& to) {
   const std::int64_t C = p.channels, depth = C / p.groups;
   const double n = static_cast<double>(p.spatial);
-  double *const mean = rows.mean, *const second = rows.second;
+  double *const mean = rows.mean, *const second = rows.sums[0];
   fill(p.added, sample, {0, C}, 0, rows.added);
   std::fill_n(mean, C, 0.0);
   std::fill_n(second, C, 0.0);

@@ -1,4 +1,5 @@
-// Attaches the kernels of fastdiff::group_norm_silu; its schema stands in fastdiff/ops.
+// Attaches the kernels of fastdiff::group_norm_silu and its gradient; their schemas stand in
+// fastdiff/ops.
 #include <torch/csrc/stable/accelerator.h>
 
 #include <tuple>
@@ -13,6 +14,7 @@ namespace {
 
 using torch::headeronly::MemoryFormat;
 using Outputs = std::tuple<Tensor, Tensor, Tensor>;
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 // Only where x does not lie contiguous as well, and torch has a name for it.
 bool is_channels_last(const Tensor& x) {
@@ -34,21 +36,36 @@ ChannelVector channel_vector(const MaybeTensor& tensor) {
           tensor->stride(by_sample ? 1 : 0), *kernel_dtype(tensor->scalar_type())};
 }
 
-// `launch` tells whether it serves these sizes.
-template <class Launch>
-Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
-            const MaybeTensor& bias, double eps, const MaybeTensor& scale, const MaybeTensor& shift,
-            bool silu, const MaybeTensor& residual, const Launch& launch) {
+float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+
+// The parameters of a call, and the tensors that they point into.
+struct Call {
+  Tensor x;
+  MaybeTensor residual;  // like x
+  MemoryFormat format;
+  GroupNormSiluParams params;
+
+  Tensor empty_like_x() const { return empty(x.sizes(), x.scalar_type(), format); }
+  Tensor empty_floats(std::initializer_list<std::int64_t> sizes) const {
+    const std::vector<std::int64_t> all(sizes);
+    return empty(all, ScalarType::Float, MemoryFormat::Contiguous);
+  }
+
+ private:
+  template <class Sizes>
+  Tensor empty(const Sizes& sizes, ScalarType dtype, MemoryFormat memory_format) const {
+    return torch::stable::empty(sizes, dtype, std::nullopt, x.device(), std::nullopt,
+                                memory_format);
+  }
+};
+
+// Nothing where the kernels do not cover these inputs.
+std::optional<Call> call(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
+                         const MaybeTensor& bias, double eps, const MaybeTensor& scale,
+                         const MaybeTensor& shift, bool silu, const MaybeTensor& residual) {
   const bool by_channel = residual && residual->dim() < x.dim();
   const bool same_dtype = !residual || by_channel || residual->scalar_type() == x.scalar_type();
-  const auto by_reference = [&]() -> Outputs {
-    const auto [y, mean, rstd] = reference<3>("fastdiff::group_norm_silu", x, groups, weight, bias,
-                                              eps, scale, shift, silu, residual);
-    return {y, mean, rstd};
-  };
-  if (!same_dtype || !covered(x, {&weight, &bias, &scale, &shift, &residual})) {
-    return by_reference();
-  }
+  if (!same_dtype || !covered(x, {&weight, &bias, &scale, &shift, &residual})) return std::nullopt;
   const std::int64_t N = x.size(0), C = x.size(1);
   STD_TORCH_CHECK(groups > 0 && C % groups == 0, "fastdiff::group_norm_silu: ", groups,
                   " groups do not divide ", C, " channels");
@@ -56,26 +73,47 @@ Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
   const MemoryFormat format = !channels_last ? MemoryFormat::Contiguous
                               : x.dim() == 4 ? MemoryFormat::ChannelsLast
                                              : MemoryFormat::ChannelsLast3d;
-  const Tensor input = channels_last ? x : torch::stable::contiguous(x);
-  MaybeTensor like_input;
-  if (residual && !by_channel) like_input = torch::stable::contiguous(*residual, format);
-  const auto like_x = [&](auto sizes, ScalarType dtype, MemoryFormat memory_format) {
-    return torch::stable::empty(sizes, dtype, std::nullopt, x.device(), std::nullopt,
-                                memory_format);
-  };
-  const std::array<std::int64_t, 2> by_group{N, groups};
-  Tensor y = like_x(x.sizes(), x.scalar_type(), format);
-  Tensor mean = like_x(by_group, ScalarType::Float, MemoryFormat::Contiguous);
-  Tensor rstd = like_x(by_group, ScalarType::Float, MemoryFormat::Contiguous);
-  if (x.numel() == 0) return {y, mean, rstd};
-  const bool served = launch(GroupNormSiluParams{
-      input.const_data_ptr(), y.mutable_data_ptr(), static_cast<float*>(mean.mutable_data_ptr()),
-      static_cast<float*>(rstd.mutable_data_ptr()),
-      like_input ? like_input->const_data_ptr() : nullptr,
-      by_channel ? channel_vector(residual) : ChannelVector{}, channel_vector(weight),
-      channel_vector(bias), channel_vector(scale), channel_vector(shift), N, C, x.numel() / (N * C),
-      groups, eps, *kernel_dtype(x.scalar_type()), channels_last, silu});
-  if (!served) return by_reference();
+  Call made{channels_last ? x : torch::stable::contiguous(x), std::nullopt, format, {}};
+  if (residual && !by_channel) made.residual = torch::stable::contiguous(*residual, format);
+  const std::int64_t spatial = x.numel() > 0 ? x.numel() / (N * C) : 0;
+  made.params = {made.x.const_data_ptr(),
+                 nullptr,
+                 nullptr,
+                 nullptr,
+                 made.residual ? made.residual->const_data_ptr() : nullptr,
+                 by_channel ? channel_vector(residual) : ChannelVector{},
+                 channel_vector(weight),
+                 channel_vector(bias),
+                 channel_vector(scale),
+                 channel_vector(shift),
+                 N,
+                 C,
+                 spatial,
+                 groups,
+                 eps,
+                 *kernel_dtype(x.scalar_type()),
+                 channels_last,
+                 silu};
+  return made;
+}
+
+// `launch` tells whether it serves these sizes.
+template <class Launch>
+Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
+            const MaybeTensor& bias, double eps, const MaybeTensor& scale, const MaybeTensor& shift,
+            bool silu, const MaybeTensor& residual, const Launch& launch) {
+  auto made = call(x, groups, weight, bias, eps, scale, shift, silu, residual);
+  if (made) {
+    const Tensor y = made->empty_like_x();
+    const Tensor mean = made->empty_floats({x.size(0), groups});
+    const Tensor rstd = made->empty_floats({x.size(0), groups});
+    made->params.y = y.mutable_data_ptr();
+    made->params.mean = floats(mean);
+    made->params.rstd = floats(rstd);
+    if (x.numel() == 0 || launch(made->params)) return {y, mean, rstd};
+  }
+  const auto [y, mean, rstd] = reference<3>("fastdiff::group_norm_silu", x, groups, weight, bias,
+                                            eps, scale, shift, silu, residual);
   return {y, mean, rstd};
 }
 
@@ -89,6 +127,36 @@ Outputs cpu(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias,
                group_norm_silu_cpu(p);
                return true;
              });
+}
+
+CallCounter gradient_calls("group_norm_silu_gradient.cpu");
+
+Gradients gradient(Tensor grad, Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias,
+                   MaybeTensor scale, MaybeTensor shift, bool silu, MaybeTensor residual,
+                   Tensor mean, Tensor rstd) {
+  auto made = call(x, groups, weight, bias, 0, scale, shift, silu, residual);
+  const bool by_kernel = made && x.numel() > 0 && grad.scalar_type() == x.scalar_type() &&
+                         mean.scalar_type() == ScalarType::Float &&
+                         rstd.scalar_type() == ScalarType::Float;
+  if (!by_kernel) {
+    const auto [of_x, of_weight, of_bias, of_scale, of_shift, of_added] =
+        reference<6>("fastdiff::group_norm_silu_gradient", grad, x, groups, weight, bias, scale,
+                     shift, silu, residual, mean, rstd);
+    return {of_x, of_weight, of_bias, of_scale, of_shift, of_added};
+  }
+  const std::int64_t N = x.size(0), C = x.size(1);
+  const Tensor of_y = torch::stable::contiguous(grad, made->format);
+  const Tensor means = torch::stable::contiguous(mean), rstds = torch::stable::contiguous(rstd);
+  const Gradients of{made->empty_like_x(),       made->empty_floats({C}),
+                     made->empty_floats({C}),    made->empty_floats({N, C}),
+                     made->empty_floats({N, C}), made->empty_floats({N, C})};
+  made->params.mean = floats(means), made->params.rstd = floats(rstds);
+  gradient_calls.add();
+  group_norm_silu_gradient_cpu({made->params, of_y.const_data_ptr(),
+                                std::get<0>(of).mutable_data_ptr(), floats(std::get<1>(of)),
+                                floats(std::get<2>(of)), floats(std::get<3>(of)),
+                                floats(std::get<4>(of)), floats(std::get<5>(of))});
+  return of;
 }
 
 #ifdef FASTDIFF_CUDA
@@ -117,6 +185,7 @@ Outputs cuda(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
   library.impl("group_norm_silu", TORCH_BOX(&fastdiff::cpu));
+  library.impl("group_norm_silu_gradient", TORCH_BOX(&fastdiff::gradient));
 }
 
 #ifdef FASTDIFF_CUDA

@@ -25,6 +25,18 @@ struct GroupNormSiluParams {
 
 void group_norm_silu_cpu(const GroupNormSiluParams& params);
 
+// The gradients of y, all of them float32 but x's; that of a residual like x is x's.
+struct GroupNormSiluGradientParams {
+  GroupNormSiluParams forward;  // its mean and rstd are given, its y is not looked at
+  const void* grad;             // of y, as x
+  void* of_x;                   // as x
+  float *of_weight, *of_bias;   // [channels]
+  float *of_scale, *of_shift;   // [N, channels]
+  float* of_added;              // [N, channels]
+};
+
+void group_norm_silu_gradient_cpu(const GroupNormSiluGradientParams& params);
+
 // Bytes that the kernels need on the current device; -1 where they do not cover these sizes.
 std::int64_t group_norm_silu_cuda_workspace(const GroupNormSiluParams& params);
 

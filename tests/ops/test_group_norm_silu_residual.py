@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastdiff.ops import _library, group_norm_silu, use_reference
-from tests.judge import assert_close_by_law4
 
 from .test_group_norm_silu import LOW, OP, judge, native_kernel_serves, randn
 
@@ -128,52 +127,6 @@ def test_bits_do_not_depend_on_threads_or_batch() -> None:
                 assert all(torch.equal(r, torch.cat(alone)) for r in results)
     finally:
         torch.set_num_threads(threads)
-
-
-@pytest.mark.parametrize("silu", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("spatial", [(2, 3), ()])
-def test_gradients(spatial: tuple[int, ...], kind: str, silu: bool) -> None:
-    x = randn(2, 6, *spatial).double()
-    inputs = (x, residual_of(kind, x), randn(6).double(), randn(2, 6, seed=2).double())
-    leaves = [i.requires_grad_() for i in inputs]
-
-    def op(x: Tensor, residual: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
-        return group_norm_silu(x, 2, weight, None, 1e-3, scale=scale, silu=silu, residual=residual)
-
-    assert torch.autograd.gradcheck(op, leaves)
-    alone = leaves[1].detach().requires_grad_()
-    y = op(x.detach(), alone, *(i.detach() for i in leaves[2:]))
-    grad = torch.autograd.grad(y.square().sum(), alone)
-    expected = torch.autograd.grad(op(*leaves).square().sum(), leaves[1])
-    torch.testing.assert_close(grad, expected)
-
-
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("memory_format", FORMATS)
-@pytest.mark.parametrize("dtype", LOW)
-def test_gradients_of_the_kernel_by_law4(
-    dtype: torch.dtype, memory_format: torch.memory_format, kind: str
-) -> None:
-    x = randn(2, 16, 6, 5, dtype=dtype).contiguous(memory_format=memory_format)
-    inputs = (x, residual_of(kind, x), randn(16, dtype=dtype, seed=1))
-    seed = randn(2, 16, 6, 5, dtype=dtype, seed=9)
-
-    def eager(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
-        h = x + (residual if residual.dim() == 4 else residual[:, :, None, None])
-        return F.silu(F.group_norm(h, 4, weight, None, 1e-5))
-
-    def fused(x: Tensor, residual: Tensor, weight: Tensor) -> Tensor:
-        return group_norm_silu(x, 4, weight, None, 1e-5, residual=residual)
-
-    def gradient(f: object, index: int, *inputs: Tensor) -> Tensor:
-        leaves = [i.detach().requires_grad_() for i in inputs]
-        y = f(*leaves)  # type: ignore[operator]
-        return torch.autograd.grad(y, leaves, seed.to(y.dtype))[index].contiguous()
-
-    for index in range(3):
-        actual = gradient(fused, index, *inputs)
-        assert_close_by_law4(actual, lambda *i, k=index: gradient(eager, k, *i), *inputs)
 
 
 @pytest.mark.parametrize("kind", KINDS)

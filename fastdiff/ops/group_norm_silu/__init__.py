@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from .. import _library
 from . import reference
-from .reference import per_channel
 
 __all__ = ["group_norm_silu"]
 
@@ -105,70 +103,26 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-    """Chain rule through SiLU and the modulation; ATen's closed form through the normalisation.
-
-    The sum and the activation's input are computed again, so nothing of x's size is saved beside x
-    and a residual of its shape.
-    """
-    x, *params, residual, mean, rstd = ctx.saved_tensors
-    weight, bias, scale, shift = (None if p is None else p.to(mean.dtype) for p in params)
-    (need_x, _, need_weight, need_bias, _, need_scale, need_shift, _, need_residual) = (
-        ctx.needs_input_grad
+    """The sum and the activation's input are computed again, so nothing of x's size is saved beside
+    x and a residual of its shape."""
+    x, weight, bias, scale, shift, residual, mean, rstd = ctx.saved_tensors
+    gradient = _gradient_op if x.is_cpu else reference.group_norm_silu_gradient
+    of_x, of_weight, of_bias, of_scale, of_shift, of_added = gradient(
+        grad, x, ctx.groups, weight, bias, scale, shift, ctx.silu, residual, mean, rstd
     )
-    # ATen's kernel walks both by one layout, and takes channels-last on the CPU alone.
-    layout = reference.memory_format(x) if x.is_cpu else torch.contiguous_format
-    h = reference.plus(x.to(mean.dtype), residual)
-    wide, grad = (_laid_out(a.to(mean.dtype), layout) for a in (h, grad))
-    N, C = x.shape[:2]
-
-    if ctx.silu:
-        z = _op(wide, ctx.groups, weight, bias, ctx.eps, scale, shift, False, None)[0]
-        grad = torch.ops.aten.silu_backward(grad, z)
-
-    spatial = tuple(range(2, x.dim()))
-    total = _sum(grad, spatial) if need_shift or need_scale else None
-    grad_shift = total if need_shift else None
-    grad_scale = None
-    if need_scale:
-        group_size = C // ctx.groups
-        normal = _sum(grad * wide, spatial) - total * mean.repeat_interleave(group_size, 1)
-        normal = normal * rstd.repeat_interleave(group_size, 1)
-        normal = normal if weight is None else normal * weight
-        grad_scale = normal if bias is None else normal + total * bias
-    if scale is not None:
-        grad = grad * per_channel(1 + scale, x)
-    if weight is None:  # ATen gives the gradient of a bias only beside a weight
-        weight = mean.new_ones(C)
-    # Where h needs no gradient, ATen's channels-last kernel writes one through a null pointer.
-    grad_h, grad_weight, grad_bias = torch.ops.aten.native_group_norm_backward(
-        grad, wide, mean, rstd, weight, N, C, math.prod(x.shape[2:]), ctx.groups,
-        [True, need_weight, need_bias],
-    )  # fmt: skip
-    grads = (grad_weight, grad_bias, grad_scale, grad_shift)
-    grad_weight, grad_bias, grad_scale, grad_shift = (
-        None if g is None else g.to(p.dtype) for g, p in zip(grads, params, strict=True)
+    like_x = residual is not None and residual.shape == x.shape
+    found = {
+        0: (of_x, x),
+        2: (of_weight, weight),
+        3: (of_bias, bias),
+        5: (of_scale, scale),
+        6: (of_shift, shift),
+        8: (of_x if like_x else of_added, residual),
+    }
+    return tuple(
+        found[i][0].to(found[i][1].dtype) if needed else None
+        for i, needed in enumerate(ctx.needs_input_grad)
     )
-    grad_x = grad_h.to(x.dtype) if need_x else None
-    grad_residual = None
-    if need_residual:
-        summed = grad_h if residual.shape == x.shape else _sum(grad_h, spatial)
-        grad_residual = summed.to(residual.dtype)
-    return (
-        grad_x, None, grad_weight, grad_bias, None, grad_scale, grad_shift, None, grad_residual
-    )  # fmt: skip
-
-
-def _laid_out(a: Tensor, layout: torch.memory_format) -> Tensor:
-    """In that layout, strides of dimensions of one included: ATen's kernel goes by them."""
-    a = a.contiguous(memory_format=layout)
-    if 1 not in a.shape:
-        return a
-    strides = torch.empty_like(a, device="meta", memory_format=layout).stride()
-    return a.as_strided(a.shape, strides)
-
-
-def _sum(grad: Tensor, spatial: tuple[int, ...]) -> Tensor:
-    return grad.sum(spatial) if spatial else grad
 
 
 _op = _library.define(
@@ -178,4 +132,20 @@ _op = _library.define(
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
+)
+
+
+def _fake_gradient(grad: Tensor, x: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    N, C = x.shape[:2]
+    of_x = torch.empty_like(x, memory_format=reference.memory_format(x))
+    shapes = [(C,), (C,), (N, C), (N, C), (N, C)]
+    return of_x, *(x.new_empty(shape, dtype=reference.statistics_dtype(x)) for shape in shapes)
+
+
+_gradient_op = _library.define(
+    "group_norm_silu_gradient(Tensor grad, Tensor x, int groups, Tensor? weight, Tensor? bias, "
+    "Tensor? scale, Tensor? shift, bool silu, Tensor? residual, Tensor mean, Tensor rstd) -> "
+    "(Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    reference=reference.group_norm_silu_gradient,
+    fake=_fake_gradient,
 )

@@ -45,6 +45,54 @@ def group_norm_silu(
     return y.to(x.dtype).contiguous(memory_format=memory_format(x)), mean, rstd
 
 
+def group_norm_silu_gradient(
+    grad: Tensor,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> tuple[Tensor, ...]:
+    """The gradients of x, weight, bias, scale, shift and a residual [N, C], given `grad` of y.
+
+    The chain rule through SiLU and the modulation; ATen's closed form through the normalisation.
+    That of x is also that of a residual of its shape; all others are in `statistics_dtype(x)`.
+    """
+    dtype = mean.dtype
+    weight, bias, scale, shift = (
+        None if p is None else p.to(dtype) for p in (weight, bias, scale, shift)
+    )
+    N, C = x.shape[:2]
+    spatial = tuple(range(2, x.dim()))
+    weight = mean.new_ones(C) if weight is None else weight
+    bias = mean.new_zeros(C) if bias is None else bias
+    modulation = mean.new_ones(()) if scale is None else 1 + per_channel(scale, x)
+    h = plus(x.to(dtype), residual).contiguous()
+    means, rstds = (per_channel(s.repeat_interleave(C // groups, 1), x) for s in (mean, rstd))
+    normal = (h - means) * rstds
+    affine = torch.addcmul(per_channel(bias, x), normal, per_channel(weight, x))
+    grad = grad.to(dtype).contiguous()
+    if silu:
+        z = affine * modulation
+        z = z if shift is None else z + per_channel(shift, x)
+        grad = torch.ops.aten.silu_backward(grad, z)
+    of_shift, of_scale = _sum(grad, spatial), _sum(grad * affine, spatial)
+    of_h, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
+        grad * modulation, h, mean, rstd, weight, N, C, math.prod(x.shape[2:]), groups, [True] * 3
+    )
+    of_x = of_h.to(x.dtype).contiguous(memory_format=memory_format(x))
+    return of_x, of_weight, of_bias, of_scale, of_shift, _sum(of_h, spatial)
+
+
+def _sum(grad: Tensor, spatial: tuple[int, ...]) -> Tensor:
+    return grad.sum(spatial) if spatial else grad
+
+
 def statistics_dtype(x: Tensor) -> torch.dtype:
     """The dtype in which the statistics of `x` are taken."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
