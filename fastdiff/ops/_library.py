@@ -38,6 +38,7 @@ def define(
     reference: Callable[..., Any],
     fake: Callable[..., Any],
     composite: Callable[..., Any] | None = None,
+    composite_records: Callable[[torch.Tensor], bool] = lambda x: False,
     backward: Callable[..., Any] | None = None,
     setup_context: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
@@ -54,6 +55,8 @@ def define(
         fake: shapes, strides and dtypes of the outputs, without data.
         composite: PyTorch code over other ops that is faster than the reference, and serves CPU and
             CUDA tensors in its stead. Its first argument is a tensor.
+        composite_records: whether, for this first argument, autograd is to record the composite's
+            own calls, in place of `backward`.
         backward, setup_context: as for `torch.library.register_autograd`. An op without a backward
             raises `NotImplementedError` when a gradient is asked of it.
     """
@@ -80,7 +83,9 @@ def define(
             setup_context=setup_context,
             lib=_library,
         )
-    served = op if composite is None else _dispatched_for_gradients(op, composite)
+    served = op
+    if composite is not None:
+        served = _dispatched_where_needed(op, composite, composite_records)
 
     def call(*args: Any) -> Any:
         return reference(*args) if name in _turned_to_reference else served(*args)
@@ -218,14 +223,18 @@ def _counted(name: str, composite: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _dispatched_for_gradients(
-    op: torch._ops.OpOverload, composite: Callable[..., Any]
+def _dispatched_where_needed(
+    op: torch._ops.OpOverload,
+    composite: Callable[..., Any],
+    records: Callable[[torch.Tensor], bool],
 ) -> Callable[..., Any]:
     """The op, less its dispatch (20 us) where the composite's own calls need none around them."""
 
     def call(x: torch.Tensor, *args: Any) -> Any:
-        if torch.is_grad_enabled() or torch.compiler.is_compiling() or not (x.is_cpu or x.is_cuda):
+        if torch.compiler.is_compiling() or not (x.is_cpu or x.is_cuda):
             return op(x, *args)
+        if torch.is_grad_enabled():
+            return composite(x, *args) if records(x) else op(x, *args)
         with torch._C._AutoDispatchBelowAutograd():
             return composite(x, *args)
 

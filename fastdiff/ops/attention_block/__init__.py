@@ -79,6 +79,13 @@ def _fused_or_composite(x: Tensor, *args: Any) -> Tensor:
     return composite.attention_block(x, *args)
 
 
+def _worth_keeping(x: Tensor) -> bool:
+    """Whether what the composite computes is kept for the gradient: on the CPU, except where a
+    backward pass within autocast would take other dtypes than the forward."""
+    dtypes_agree = x.dtype == torch.get_autocast_dtype("cpu")
+    return x.is_cpu and (dtypes_agree or not torch.is_autocast_enabled("cpu"))
+
+
 def _fake(x: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(x, memory_format=memory_format(x))
 
@@ -89,7 +96,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Through the composite, computed again: nothing but the inputs is kept."""
+    """Through the composite, computed again: nothing but the inputs was kept."""
     needed = ctx.needs_input_grad[:7]
     twice = torch.is_grad_enabled()
     with torch.enable_grad(), composite.no_autocast(grad):
@@ -108,6 +115,7 @@ _op = _library.define(
     "int heads, float residual_scale) -> Tensor",
     reference=reference.attention_block,
     composite=_fused_or_composite,
+    composite_records=_worth_keeping,
     fake=_fake,
     backward=_backward,
     setup_context=_setup_context,
