@@ -73,3 +73,13 @@ template <class T>
 FASTDIFF_INLINE Floats divided(const Floats& x, const Floats& y) {
   return x / y;
 }
+
+FASTDIFF_INLINE Floats square_root(const Floats& x) {
+#if FASTDIFF_LEVEL >= 3
+  return bit_cast<Floats>(_mm256_sqrt_ps(bit_cast<__m256>(x)));
+#else
+  Floats root;
+  for (int lane = 0; lane < kLanes; ++lane) root[lane] = std::sqrt(x[lane]);
+  return root;
+#endif
+}

@@ -84,3 +84,7 @@ FASTDIFF_INLINE Floats divided(const Floats& x, const Floats& y) {
 }
 
 FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
+
+FASTDIFF_INLINE Floats square_root(const Floats& x) {
+  return bit_cast<Floats>(_mm512_sqrt_ps(bit_cast<__m512>(x)));
+}

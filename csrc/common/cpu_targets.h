@@ -1,5 +1,6 @@
 // Compiles the file FASTDIFF_KERNELS once for each kind of x86-64, each time in a namespace of its
 // own; FASTDIFF_FOR_THIS_PROCESSOR(name) is what `name` means in the best of them.
+#include <cmath>
 #include <type_traits>
 
 #include "cpu_level.h"

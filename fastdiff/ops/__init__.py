@@ -1,6 +1,7 @@
 """fastdiff's ops: each a reference in PyTorch, with native kernels where they are installed."""
 
 from ._library import use_reference
+from .adamw import adamw_
 from .attention_block import attention_block, attention_block_folded, fold_single_head
 from .biased_sum import biased_sum_
 from .conv3x3 import conv3x3, pack_conv3x3, trained_conv3x3
@@ -10,6 +11,7 @@ from .philox_normal import philox_normal
 from .q_sample import q_sample
 
 __all__ = [
+    "adamw_",
     "attention_block",
     "attention_block_folded",
     "biased_sum_",

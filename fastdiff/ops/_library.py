@@ -17,7 +17,7 @@ import inspect
 import os
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +189,7 @@ def adopt(name: str, fake: Callable[..., Any]) -> None:
 def _default_kernel(name: str, reference: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(reference)
     def kernel(*args: Any, **kwargs: Any) -> Any:
-        if any(isinstance(arg, torch.Tensor) and arg.is_cuda for arg in args):
+        if any(tensor.is_cuda for tensor in _tensors(args)):
             no_triton = "triton is not installed" if _triton_source(reference) else None
             _miss_cuda_kernel(name, no_triton)
         return reference(*args, **kwargs)
@@ -280,6 +280,17 @@ def _refuse_gradient(op: torch._ops.OpOverload) -> Callable[..., Any]:
     return backward
 
 
+def _tensors(args: Sequence[Any]) -> list[torch.Tensor]:
+    """Those among the arguments, and those in lists among them."""
+    tensors = []
+    for arg in args:
+        if isinstance(arg, (list, tuple)):
+            tensors += _tensors(arg)
+        elif isinstance(arg, torch.Tensor):
+            tensors.append(arg)
+    return tensors
+
+
 def _guard_in_place(op: torch._ops.OpOverload) -> None:
     """Refuse a gradient at the call, and tell autograd which tensors the op has written to.
 
@@ -290,14 +301,13 @@ def _guard_in_place(op: torch._ops.OpOverload) -> None:
     written = [i for i, a in enumerate(op._schema.arguments) if a.is_write]
 
     def autograd(keyset: Any, *args: Any) -> Any:
-        tensors = (arg for arg in args if isinstance(arg, torch.Tensor))
-        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
             _refuse_gradient(op)(None)
         with torch._C._AutoDispatchBelowAutograd():
             return op.redispatch(keyset & torch._C._after_autograd_keyset, *args)
 
     def bump_versions(keyset: Any, *args: Any) -> Any:
-        torch.autograd.graph.increment_version([args[i] for i in written])
+        torch.autograd.graph.increment_version(_tensors([args[i] for i in written]))
         with torch._C._AutoDispatchBelowADInplaceOrView():
             return op.redispatch(keyset & torch._C._after_ADInplaceOrView_keyset, *args)
 

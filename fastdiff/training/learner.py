@@ -20,6 +20,7 @@ from fastdiff.training.data import ImageData
 from fastdiff.training.draws import TRAINING_STREAM, Draws, draw, seed_dropout
 from fastdiff.training.ema import EMA
 from fastdiff.training.network import build_unet, no_class_label
+from fastdiff.training.optimizer import AdamW
 from fastdiff.training.state import State
 
 
@@ -68,12 +69,7 @@ class Learner:
         self._of_schedule = [] if self.learned is None else [*self.learned.parameters()]
         self._parameters = [*self.model.parameters(), *self._of_schedule]
         self.averages = [EMA(self.model, decay) for decay in config.ema_decays]
-        self.optimizer = torch.optim.AdamW(
-            self._parameters,
-            lr=config.learning_rate,
-            weight_decay=config.weight_decay,
-            fused=True,
-        )
+        self.optimizer = AdamW(self._parameters, config.learning_rate, config.weight_decay)
         self.timesteps = SAMPLERS[config.timestep_sampler](config.timesteps)
         if config.compile:
             self.model.compile()
@@ -106,12 +102,11 @@ class Learner:
         mean_loss, gradient_norm = torch.stack([loss, norm]).tolist()
         finite = math.isfinite(mean_loss) and math.isfinite(gradient_norm)
         if finite:
-            if gradient_norm > config.gradient_clip:
-                torch.nn.utils.clip_grads_with_norm_(self._parameters, config.gradient_clip, norm)
             warmup = min(1.0, (step + 1) / max(1, config.warmup_steps))
             for group in self.optimizer.param_groups:
                 group["lr"] = config.learning_rate * warmup
-            self.optimizer.step()
+            too_long = gradient_norm > config.gradient_clip
+            self.optimizer.step_scaled(config.gradient_clip / gradient_norm if too_long else 1.0)
             for average in self.averages:
                 average.update(model, step + 1)
             self.timesteps.update(draws.t.numpy(), losses.double().cpu().numpy())
