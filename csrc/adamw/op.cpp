@@ -23,16 +23,6 @@ bool same_layout(const Tensor& a, const Tensor& b) {
   return true;
 }
 
-// Whether no memory lies between the elements.
-bool dense(const Tensor& x) {
-  std::int64_t last = 0;
-  for (std::int64_t axis = 0; axis < x.dim(); ++axis) {
-    if (x.size(axis) == 0) return true;
-    last += (x.size(axis) - 1) * x.stride(axis);
-  }
-  return last + 1 == x.numel();
-}
-
 bool covered(const Tensor& weight, const Tensor& gradient, const Tensor& mean,
              const Tensor& square) {
   for (const Tensor* x : {&weight, &gradient, &mean, &square}) {

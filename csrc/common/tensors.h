@@ -47,6 +47,16 @@ inline bool channels_lie_last(const Tensor& x) {
   return matches(0);
 }
 
+// Whether no memory lies between the elements.
+inline bool dense(const Tensor& x) {
+  std::int64_t last = 0;
+  for (std::int64_t axis = 0; axis < x.dim(); ++axis) {
+    if (x.size(axis) == 0) return true;
+    last += (x.size(axis) - 1) * x.stride(axis);
+  }
+  return last + 1 == x.numel();
+}
+
 // As the kernels take it, or nothing where its dtype or its spatial strides are not theirs.
 inline std::optional<Strided> strided(const Tensor& x) {
   const auto dtype = kernel_dtype(x.scalar_type());

@@ -9,6 +9,7 @@ from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
 from .philox_normal import philox_normal
 from .q_sample import q_sample
+from .total_norm import total_norm
 
 __all__ = [
     "adamw_",
@@ -22,6 +23,7 @@ __all__ = [
     "pack_conv3x3",
     "philox_normal",
     "q_sample",
+    "total_norm",
     "trained_conv3x3",
     "use_reference",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff.learned_schedule import LearnedSchedule
 from fastdiff.losses import training_losses
+from fastdiff.ops import total_norm
 from fastdiff.ranks import Ranks
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.timestep_samplers import SAMPLERS
@@ -96,7 +97,7 @@ class Learner:
         self.optimizer.zero_grad()
         losses, stopped = self._losses_and_gradients(index, draws, stop)
         gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
+        norm = total_norm(gradients)
         loss = (losses * draws.weights.to(losses.device)).mean()
         # Read back once a step.
         mean_loss, gradient_norm = torch.stack([loss, norm]).tolist()
