@@ -66,7 +66,7 @@ def cells_by_op(runs: list[dict[str, Any]]) -> dict[str, list[Cell]]:
         if "medians_us" not in info:
             continue
         file, _, test = run["fullname"].partition("::")
-        name = test.partition("[")[2].rstrip("]")
+        name = test.partition("[")[2].rstrip("]") or test.removeprefix("test_")
         shares = [value for key, value in info.items() if key.startswith("share_of")]
         cell = Cell(name, info["medians_us"], next(iter(shares), None))
         ops[Path(file).stem.removeprefix("bench_")].append(cell)
