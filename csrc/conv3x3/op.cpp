@@ -1,4 +1,4 @@
-// Attaches the kernels of fastdiff::conv3x3 and its gradient; their schemas stand in fastdiff/ops.
+// Attaches the kernels of fastdiff::conv3x3 and its gradients; their schemas stand in fastdiff/ops.
 #include <tuple>
 
 #include "../common/native_calls.h"
@@ -9,7 +9,16 @@ namespace fastdiff {
 namespace {
 
 CallCounter calls("conv3x3.cpu");
+CallCounter pack_calls("conv3x3_pack.cpu");
 CallCounter gradient_calls("conv3x3_gradient.cpu");
+CallCounter input_gradient_calls("conv3x3_input_gradient.cpu");
+
+using torch::headeronly::MemoryFormat;
+
+Tensor empty_like(const Tensor& x, const std::vector<std::int64_t>& sizes, MemoryFormat format) {
+  return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
+                              format);
+}
 
 // Nothing where the channels of a pixel do not lie side by side.
 std::optional<Pixels> pixels(const Tensor& x) {
@@ -28,8 +37,7 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
   if (!packed || !dtype || !from || !added || !fills_tiles) {
     return reference<1>("fastdiff::conv3x3", x, weight, bias, packed, residual, scale, upsample)[0];
   }
-  Tensor y = torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                                  torch::headeronly::MemoryFormat::ChannelsLast);
+  Tensor y = empty_like(x, {sizes.begin(), sizes.end()}, MemoryFormat::ChannelsLast);
   if (y.numel() == 0) return y;
   calls.add();
   conv3x3_cpu({*from, *added, y.mutable_data_ptr(),
@@ -37,6 +45,46 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
                bias ? bias->const_data_ptr() : nullptr, sizes[0], x.size(1), O, sizes[2], sizes[3],
                static_cast<float>(scale), *dtype, upsample});
   return y;
+}
+
+// Of a float32 weight, or of its gradient's convolution: transposed, and each kernel turned round.
+Tensor packed(const Tensor& weight, bool turned) {
+  const std::int64_t O = weight.size(0), C = weight.size(1);
+  const std::int64_t columns = turned ? C : O, rows = turned ? O : C;
+  const std::int64_t panels = (columns + kPanel - 1) / kPanel;
+  Tensor to = empty_like(weight, {panels, 16, rows, kPanel}, MemoryFormat::Contiguous);
+  const std::int64_t y = weight.stride(2), x = weight.stride(3), sign = turned ? -1 : 1;
+  const float* from = static_cast<const float*>(weight.const_data_ptr());
+  pack_conv3x3_cpu({from + (turned ? 2 * (y + x) : 0), columns, rows, weight.stride(turned ? 1 : 0),
+                    weight.stride(turned ? 0 : 1), sign * y, sign * x,
+                    static_cast<float*>(to.mutable_data_ptr())});
+  return to;
+}
+
+Tensor conv3x3_pack(Tensor weight) {
+  if (weight.scalar_type() != ScalarType::Float) {
+    return reference<1>("fastdiff::conv3x3_pack", weight)[0];
+  }
+  pack_calls.add();
+  return packed(weight, false);
+}
+
+Tensor conv3x3_input_gradient(Tensor grad, Tensor weight) {
+  const auto from = pixels(grad);
+  const std::int64_t N = grad.size(0), O = grad.size(1), H = grad.size(2), W = grad.size(3);
+  const std::int64_t C = weight.size(1);
+  const bool floats =
+      grad.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::Float;
+  if (!floats || !from || H < 2 || W < 2 || N * O * C == 0) {
+    return reference<1>("fastdiff::conv3x3_input_gradient", grad, weight)[0];
+  }
+  Tensor x = empty_like(grad, {N, C, H, W}, MemoryFormat::ChannelsLast);
+  const Tensor turned = packed(weight, true);
+  input_gradient_calls.add();
+  conv3x3_cpu({*from, Pixels{}, x.mutable_data_ptr(),
+               static_cast<const float*>(turned.const_data_ptr()), nullptr, N, O, C, H, W, 1,
+               DType::float32, false});
+  return x;
 }
 
 std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample) {
@@ -47,13 +95,8 @@ std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample
     const auto [weight, bias] = reference<2>("fastdiff::conv3x3_gradient", x, grad, upsample);
     return {weight, bias};
   }
-  const auto like_x = [&](auto sizes, torch::headeronly::MemoryFormat format) {
-    return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                                format);
-  };
-  Tensor weight = like_x(std::array<std::int64_t, 4>{O, C, 3, 3},
-                         torch::headeronly::MemoryFormat::ChannelsLast);
-  Tensor bias = like_x(std::array<std::int64_t, 1>{O}, torch::headeronly::MemoryFormat::Contiguous);
+  Tensor weight = empty_like(x, {O, C, 3, 3}, MemoryFormat::ChannelsLast);
+  Tensor bias = empty_like(x, {O}, MemoryFormat::Contiguous);
   gradient_calls.add();
   conv3x3_gradient_cpu({*from, *of_y, weight.mutable_data_ptr(), bias.mutable_data_ptr(), x.size(0),
                         C, O, H, W, *dtype, upsample});
@@ -65,5 +108,7 @@ std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
   library.impl("conv3x3", TORCH_BOX(&fastdiff::conv3x3));
+  library.impl("conv3x3_pack", TORCH_BOX(&fastdiff::conv3x3_pack));
+  library.impl("conv3x3_input_gradient", TORCH_BOX(&fastdiff::conv3x3_input_gradient));
   library.impl("conv3x3_gradient", TORCH_BOX(&fastdiff::conv3x3_gradient));
 }

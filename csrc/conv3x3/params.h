@@ -30,6 +30,16 @@ constexpr std::int64_t kPanel = 32;  // output channels that lie side by side in
 
 void conv3x3_cpu(const Conv3x3Params& params);
 
+// Weights [columns, rows, 3, 3] by their strides, negative where the kernel is turned round: output
+// channels are columns, input channels rows.
+struct PackParams {
+  const float* weight;
+  std::int64_t columns, rows, column_stride, row_stride, y_stride, x_stride;
+  float* packed;  // as in Conv3x3Params
+};
+
+void pack_conv3x3_cpu(const PackParams& params);
+
 // The gradients of y = conv(x) + bias by F(3x3, 2x2): the same tiles, the transforms' transposes.
 struct Conv3x3GradientParams {
   Pixels x;      // as in Conv3x3Params

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdiff.ops import _library, pack_conv3x3, trained_conv3x3
-from fastdiff.ops.conv3x3.packing import pack_transposed
+from fastdiff.ops.conv3x3 import NARROW, reference
 from tests.judge import assert_close_by_law4
 from tests.ops.test_conv3x3 import NATIVE, randn, weights
 
@@ -31,6 +34,11 @@ def gradients(conv: Callable[..., Tensor], *tensors: Tensor, upsample: bool) -> 
     return [*torch.autograd.grad(out, leaves, grad.detach())]
 
 
+def calls(*ops: str) -> Counter[str]:
+    """Of the kernels, so far."""
+    return Counter({op: _library.native_calls(op, "CPU") for op in ops})
+
+
 @pytest.mark.parametrize("upsample", [False, True])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_output_and_gradients_by_law4(
@@ -39,25 +47,25 @@ def test_output_and_gradients_by_law4(
     N, C, out_channels, H, W = shape
     x, (weight, bias) = randn(N, C, H, W), weights(out_channels, C)
     grad = randn(N, out_channels, H * (1 + upsample), W * (1 + upsample), seed=5)
-    before = _library.native_calls("conv3x3", "CPU")
+    kernels = ("conv3x3", "conv3x3_pack", "conv3x3_gradient", "conv3x3_input_gradient")
+    before = calls(*kernels)
     out = trained_conv3x3(x, weight.requires_grad_(), bias, upsample=upsample)
-    assert _library.native_calls("conv3x3", "CPU") == before + NATIVE
+    assert calls(*kernels) - before == Counter(dict.fromkeys(kernels[:2], 1) if NATIVE else {})
     weight = weight.detach()
     assert_close_by_law4(out.detach(), lambda *a: plain(*a, upsample=upsample), x, weight, bias)
-    of_weights = _library.native_calls("conv3x3_gradient", "CPU")
+    before = calls(*kernels)
     found = gradients(trained_conv3x3, x, weight, bias, grad, upsample=upsample)
-    assert _library.native_calls("conv3x3", "CPU") == before + 3 * NATIVE
-    assert _library.native_calls("conv3x3_gradient", "CPU") == of_weights + NATIVE
+    assert calls(*kernels) - before == Counter(dict.fromkeys(kernels, 1) if NATIVE else {})
     for i, gradient in enumerate(found):
 
-        def reference(*tensors: Tensor, i: int = i) -> Tensor:
+        def eager(*tensors: Tensor, i: int = i) -> Tensor:
             return gradients(plain, *tensors, upsample=upsample)[i].contiguous(
                 memory_format=torch.channels_last if i < 2 else torch.contiguous_format
             )
 
         layout = torch.channels_last if i < 2 else torch.contiguous_format
         assert_close_by_law4(
-            gradient.contiguous(memory_format=layout), reference, x, weight, bias, grad
+            gradient.contiguous(memory_format=layout), eager, x, weight, bias, grad
         )
 
 
@@ -98,11 +106,78 @@ def test_a_gradient_of_the_gradient() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-3, atol=1e-3)
 
 
-def test_the_transposed_packing_is_that_of_the_turned_weight() -> None:
-    for out_channels, channels in ((33, 40), (64, 32), (1, 1)):
-        weight, _ = weights(out_channels, channels)
-        turned = weight.flip(2, 3).transpose(0, 1)
-        torch.testing.assert_close(pack_transposed(weight), pack_conv3x3(turned))
+PACK = torch.ops.fastdiff.conv3x3_pack.default
+INPUT_GRADIENT = torch.ops.fastdiff.conv3x3_input_gradient.default
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    out_channels=st.integers(1, 80),
+    channels=st.integers(1, 80),
+    channels_last=st.booleans(),
+    threads=st.sampled_from([1, 2, 5]),
+)
+def test_weights_are_packed_whatever_their_layout(
+    out_channels: int, channels: int, channels_last: bool, threads: int
+) -> None:
+    weight, _ = weights(out_channels, channels)
+    if not channels_last:
+        weight = weight.contiguous()
+    before, packings = torch.get_num_threads(), calls("conv3x3_pack")
+    torch.set_num_threads(threads)
+    try:
+        packed = PACK(weight)
+    finally:
+        torch.set_num_threads(before)
+    assert (calls("conv3x3_pack") - packings).total() == NATIVE
+    exact = pack_conv3x3(weight)
+    assert packed.shape == exact.shape
+    torch.testing.assert_close(packed, exact, rtol=1e-5, atol=1e-7)
+    assert torch.equal(packed == 0, exact == 0)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 80),
+    out_channels=st.integers(NARROW, 150),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    channels_last=st.booleans(),
+)
+def test_gradient_of_the_input_by_law4(
+    batch: int, channels: int, out_channels: int, size: tuple[int, int], channels_last: bool
+) -> None:
+    weight, _ = weights(out_channels, channels)
+    if not channels_last:
+        weight = weight.contiguous()
+    grad, before = randn(batch, out_channels, *size), calls("conv3x3_input_gradient")
+    of_x = INPUT_GRADIENT(grad, weight)
+    served = NATIVE and min(size) > 1
+    assert (calls("conv3x3_input_gradient") - before).total() == served
+    assert_close_by_law4(of_x, reference.conv3x3_input_gradient, grad, weight)
+
+
+def test_other_dtypes_go_to_the_reference() -> None:
+    grad, (weight, _) = randn(2, 16, 4, 4).double(), weights(16, 8, torch.float64)
+    before = calls("conv3x3_input_gradient", "conv3x3_pack")
+    x = randn(2, 8, 4, 4).double().requires_grad_()
+    (expected,) = torch.autograd.grad(F.conv2d(x, weight, padding=1), x, grad)
+    torch.testing.assert_close(INPUT_GRADIENT(grad, weight), expected)
+    assert PACK(weight).dtype == torch.float32
+    assert calls("conv3x3_input_gradient", "conv3x3_pack") == before
+
+
+def test_gradients_of_the_gradient_of_the_input() -> None:
+    grad, (weight, _) = randn(2, 3, 4, 5).double(), weights(3, 2, torch.float64)
+    inputs = (grad.requires_grad_(), weight.requires_grad_())
+    assert torch.autograd.gradcheck(INPUT_GRADIENT, inputs)
+
+
+def test_opcheck() -> None:
+    grad, (weight, _) = randn(2, 16, 4, 4), weights(16, 8)
+    torch.library.opcheck(INPUT_GRADIENT, (grad, weight))
+    torch.library.opcheck(INPUT_GRADIENT, (grad.requires_grad_(), weight.requires_grad_()))
+    torch.library.opcheck(PACK, (weight.detach(),))
 
 
 CASES: dict[str, dict[str, Any]] = {

@@ -13,14 +13,15 @@ from fastdiff.ops import _library
 
 LEVELS = ["baseline", "v3", "v4", "v4_bf16"]
 LESSER = LEVELS[: LEVELS.index(_library.cpu_level())] if _library.native_path() else []
-TESTS = "test_kernel_by_law4 or any_shape or small_spread or strided or nan"
+TESTS = "by_law4 or any_shape or small_spread or strided or nan or packed"
 KERNELS = [
     "adamw",
-    "total_norm",
-    "group_norm_silu",
-    "group_norm_silu_gradient",
     "conv3x3",
     "conv3x3_gradient",
+    "conv3x3_in_training",
+    "group_norm_silu",
+    "group_norm_silu_gradient",
+    "total_norm",
 ]
 ROOT = Path(__file__).parents[2]
 

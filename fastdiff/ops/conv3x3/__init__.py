@@ -10,12 +10,12 @@ from torch.nn import functional as F
 
 from .. import _library
 from . import reference
-from .packing import pack_conv3x3, pack_transposed, packed_shape
+from .packing import pack_conv3x3, packed_shape
 
 __all__ = ["NARROW", "conv3x3", "pack_conv3x3", "trained_conv3x3"]
 
 # Below so many pixels of a batch, packing the weights takes longer than Winograd saves.
-PIXELS_WORTH_PACKING = 1024
+PIXELS_WORTH_PACKING = 512
 NARROW = 16  # channels: below, Winograd's tiles are not filled
 
 
@@ -65,7 +65,7 @@ def trained_conv3x3(
     PyTorch's convolution. Arguments as for conv3x3.
     """
     if _pays(x, weight, upsample):
-        packed = pack_conv3x3(weight, dtype=torch.float32)
+        packed = _pack_op(weight.detach())
         return conv3x3(x, weight, bias, packed=packed, upsample=upsample)
     if upsample:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -163,8 +163,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 
 def _gradient_of_x(grad: Tensor, weight: Tensor, upsample: bool) -> Tensor:
-    turned = weight.flip(2, 3).transpose(0, 1)
-    of_x: Tensor = _op(grad, turned, None, pack_transposed(weight), None, 1.0, False)
+    of_x: Tensor = _input_gradient_op(grad, weight)
     return _summed(of_x) if upsample else of_x
 
 
@@ -211,4 +210,45 @@ _gradient_op = _library.define(
     fake=_fake_gradient,
     backward=_backward_of_gradient,
     setup_context=_setup_gradient_context,
+)
+
+
+def _fake_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    N, _, H, W = grad.shape
+    of_x = grad.new_empty((N, weight.shape[1], H, W))
+    return of_x.contiguous(memory_format=torch.channels_last)
+
+
+def _setup_input_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs)
+
+
+def _backward_of_input_gradient(ctx: Any, x: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    """Of <x, the gradient of x>, which is <conv(x), grad>."""
+    grad, weight = ctx.saved_tensors
+    need_grad, need_weight = ctx.needs_input_grad
+    x = x.contiguous(memory_format=torch.channels_last)
+    of_grad = _op(x, weight, None, None, None, 1.0, False) if need_grad else None
+    return of_grad, _gradient_op(x, grad, False)[0] if need_weight else None
+
+
+_input_gradient_op = _library.define(
+    "conv3x3_input_gradient(Tensor grad, Tensor weight) -> Tensor",
+    reference=reference.conv3x3_input_gradient,
+    fake=_fake_input_gradient,
+    backward=_backward_of_input_gradient,
+    setup_context=_setup_input_gradient_context,
+)
+
+
+def _packed_in_float32(weight: Tensor) -> Tensor:
+    return pack_conv3x3(weight, dtype=torch.float32)
+
+
+def _fake_pack(weight: Tensor) -> Tensor:
+    return weight.new_empty(packed_shape(weight), dtype=torch.float32)
+
+
+_pack_op = _library.define(
+    "conv3x3_pack(Tensor weight) -> Tensor", reference=_packed_in_float32, fake=_fake_pack
 )

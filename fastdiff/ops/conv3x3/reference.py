@@ -38,3 +38,9 @@ def conv3x3_gradient(x: Tensor, grad: Tensor, upsample: bool) -> tuple[Tensor, T
         [False, True, True],
     )  # fmt: skip
     return of_weight.contiguous(memory_format=torch.channels_last), of_bias
+
+
+def conv3x3_input_gradient(grad: Tensor, weight: Tensor) -> Tensor:
+    """Of x, [N, C, H, W] channels-last, without its upsampling; `grad` is of the output."""
+    of_x = F.conv_transpose2d(grad, weight, padding=1)
+    return of_x.contiguous(memory_format=torch.channels_last)
