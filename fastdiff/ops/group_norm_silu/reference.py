@@ -61,32 +61,38 @@ def group_norm_silu_gradient(
     """The gradients of x, weight, bias, scale, shift and a residual [N, C], given `grad` of y.
 
     The chain rule through SiLU and the modulation; ATen's closed form through the normalisation.
-    That of x is also that of a residual of its shape; all others are in `statistics_dtype(x)`.
+    That of x is also that of a residual of its shape; all others are in `statistics_dtype(x)`, and
+    mean nothing for what is not given.
     """
     dtype = mean.dtype
-    weight, bias, scale, shift = (
-        None if p is None else p.to(dtype) for p in (weight, bias, scale, shift)
-    )
+    scale, shift = (None if p is None else p.to(dtype) for p in (scale, shift))
     N, C = x.shape[:2]
     spatial = tuple(range(2, x.dim()))
-    weight = mean.new_ones(C) if weight is None else weight
-    bias = mean.new_zeros(C) if bias is None else bias
-    modulation = mean.new_ones(()) if scale is None else 1 + per_channel(scale, x)
+    weight = mean.new_ones(C) if weight is None else weight.to(dtype)
+    bias = mean.new_zeros(C) if bias is None else bias.to(dtype)
     h = plus(x.to(dtype), residual).contiguous()
-    means, rstds = (per_channel(s.repeat_interleave(C // groups, 1), x) for s in (mean, rstd))
-    normal = (h - means) * rstds
-    affine = torch.addcmul(per_channel(bias, x), normal, per_channel(weight, x))
+    means, rstds = (s.repeat_interleave(C // groups, 1) for s in (mean, rstd))
+    centered = h - per_channel(means, x)
     grad = grad.to(dtype).contiguous()
     if silu:
-        z = affine * modulation
-        z = z if shift is None else z + per_channel(shift, x)
+        slope, offset = weight * rstds, bias.expand(N, C)
+        slope, offset = (p if scale is None else p * (1 + scale) for p in (slope, offset))
+        offset = offset if shift is None else offset + shift
+        z = torch.addcmul(per_channel(offset, x), centered, per_channel(slope, x))
         grad = torch.ops.aten.silu_backward(grad, z)
-    of_shift, of_scale = _sum(grad, spatial), _sum(grad * affine, spatial)
+    nothing = mean.new_zeros(N, C)
+    of_shift = nothing if shift is None and scale is None else _sum(grad, spatial)
+    of_scale = nothing
+    if scale is not None:
+        of_scale = weight * rstds * _sum(grad * centered, spatial) + bias * of_shift
+        grad = grad * per_channel(1 + scale, x)
     of_h, of_weight, of_bias = torch.ops.aten.native_group_norm_backward(
-        grad * modulation, h, mean, rstd, weight, N, C, math.prod(x.shape[2:]), groups, [True] * 3
+        grad, h, mean, rstd, weight, N, C, math.prod(x.shape[2:]), groups, [True] * 3
     )
     of_x = of_h.to(x.dtype).contiguous(memory_format=memory_format(x))
-    return of_x, of_weight, of_bias, of_scale, of_shift, _sum(of_h, spatial)
+    by_channel = residual is not None and residual.shape != x.shape
+    of_residual = _sum(of_h, spatial) if by_channel else nothing
+    return of_x, of_weight, of_bias, of_scale, of_shift, of_residual
 
 
 def _sum(grad: Tensor, spatial: tuple[int, ...]) -> Tensor:
