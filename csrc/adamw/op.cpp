@@ -31,8 +31,6 @@ bool covered(const Tensor& weight, const Tensor& gradient, const Tensor& mean,
   return dense(weight);
 }
 
-float* data(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
-
 void adamw(Tensors weights, Tensors gradients, Tensors means, Tensors squares,
            std::vector<std::int64_t> steps, double gradient_scale, double learning_rate,
            double beta1, double beta2, double eps, double weight_decay) {
@@ -56,7 +54,7 @@ void adamw(Tensors weights, Tensors gradients, Tensors means, Tensors squares,
   for (std::size_t i = 0; i < count; ++i) {
     const double step = static_cast<double>(steps[i]);
     params.push_back(
-        {data(weights[i]), data(means[i]), data(squares[i]), data(gradients[i]),
+        {floats(weights[i]), floats(means[i]), floats(squares[i]), floats(gradients[i]),
          static_cast<float>(gradient_scale), static_cast<float>(1 - learning_rate * weight_decay),
          static_cast<float>(beta1), static_cast<float>(beta2), static_cast<float>(1 - beta1),
          static_cast<float>(1 - beta2),

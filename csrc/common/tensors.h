@@ -114,6 +114,13 @@ void parallel_runs(const Runs& runs, const Kernel& kernel) {
                               kernel);
 }
 
+inline float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
+
+inline Tensor empty_beside(const Tensor& x, const std::vector<std::int64_t>& sizes,
+                           ScalarType dtype, torch::headeronly::MemoryFormat format) {
+  return torch::stable::empty(sizes, dtype, std::nullopt, x.device(), std::nullopt, format);
+}
+
 inline Tensor empty_like(const Tensor& x, ScalarType dtype) {
   using torch::stable::detail::from;
   std::array<StableIValue, 6> stack{from(x),

@@ -15,11 +15,6 @@ CallCounter input_gradient_calls("conv3x3_input_gradient.cpu");
 
 using torch::headeronly::MemoryFormat;
 
-Tensor empty_like(const Tensor& x, const std::vector<std::int64_t>& sizes, MemoryFormat format) {
-  return torch::stable::empty(sizes, x.scalar_type(), std::nullopt, x.device(), std::nullopt,
-                              format);
-}
-
 // Nothing where the channels of a pixel do not lie side by side.
 std::optional<Pixels> pixels(const Tensor& x) {
   if (x.stride(1) != 1 && x.size(1) != 1) return std::nullopt;
@@ -37,7 +32,8 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
   if (!packed || !dtype || !from || !added || !fills_tiles) {
     return reference<1>("fastdiff::conv3x3", x, weight, bias, packed, residual, scale, upsample)[0];
   }
-  Tensor y = empty_like(x, {sizes.begin(), sizes.end()}, MemoryFormat::ChannelsLast);
+  Tensor y =
+      empty_beside(x, {sizes.begin(), sizes.end()}, x.scalar_type(), MemoryFormat::ChannelsLast);
   if (y.numel() == 0) return y;
   calls.add();
   conv3x3_cpu({*from, *added, y.mutable_data_ptr(),
@@ -52,12 +48,12 @@ Tensor packed(const Tensor& weight, bool turned) {
   const std::int64_t O = weight.size(0), C = weight.size(1);
   const std::int64_t columns = turned ? C : O, rows = turned ? O : C;
   const std::int64_t panels = (columns + kPanel - 1) / kPanel;
-  Tensor to = empty_like(weight, {panels, 16, rows, kPanel}, MemoryFormat::Contiguous);
+  Tensor to = empty_beside(weight, {panels, 16, rows, kPanel}, weight.scalar_type(),
+                           MemoryFormat::Contiguous);
   const std::int64_t y = weight.stride(2), x = weight.stride(3), sign = turned ? -1 : 1;
   const float* from = static_cast<const float*>(weight.const_data_ptr());
   pack_conv3x3_cpu({from + (turned ? 2 * (y + x) : 0), columns, rows, weight.stride(turned ? 1 : 0),
-                    weight.stride(turned ? 0 : 1), sign * y, sign * x,
-                    static_cast<float*>(to.mutable_data_ptr())});
+                    weight.stride(turned ? 0 : 1), sign * y, sign * x, floats(to)});
   return to;
 }
 
@@ -78,7 +74,7 @@ Tensor conv3x3_input_gradient(Tensor grad, Tensor weight) {
   if (!floats || !from || H < 2 || W < 2 || N * O * C == 0) {
     return reference<1>("fastdiff::conv3x3_input_gradient", grad, weight)[0];
   }
-  Tensor x = empty_like(grad, {N, C, H, W}, MemoryFormat::ChannelsLast);
+  Tensor x = empty_beside(grad, {N, C, H, W}, grad.scalar_type(), MemoryFormat::ChannelsLast);
   const Tensor turned = packed(weight, true);
   input_gradient_calls.add();
   conv3x3_cpu({*from, Pixels{}, x.mutable_data_ptr(),
@@ -95,8 +91,8 @@ std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample
     const auto [weight, bias] = reference<2>("fastdiff::conv3x3_gradient", x, grad, upsample);
     return {weight, bias};
   }
-  Tensor weight = empty_like(x, {O, C, 3, 3}, MemoryFormat::ChannelsLast);
-  Tensor bias = empty_like(x, {O}, MemoryFormat::Contiguous);
+  Tensor weight = empty_beside(x, {O, C, 3, 3}, x.scalar_type(), MemoryFormat::ChannelsLast);
+  Tensor bias = empty_beside(x, {O}, x.scalar_type(), MemoryFormat::Contiguous);
   gradient_calls.add();
   conv3x3_gradient_cpu({*from, *of_y, weight.mutable_data_ptr(), bias.mutable_data_ptr(), x.size(0),
                         C, O, H, W, *dtype, upsample});

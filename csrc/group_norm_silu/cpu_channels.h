@@ -84,3 +84,19 @@ FASTDIFF_INLINE void by_channels(std::int64_t channels, const F& f) {
   for (; c + kLanes <= channels; c += kLanes) f(c, std::integral_constant<int, 1>(), kLanes);
   if (c < channels) f(c, std::integral_constant<int, 1>(), static_cast<int>(channels - c));
 }
+
+// make(T(), whether a residual is summed) for T as the kernels take it, both constants.
+template <class Make>
+auto for_input(DType dtype, bool summed, const Make& make) {
+  const auto with = [&](auto element) {
+    return summed ? make(element, std::true_type()) : make(element, std::false_type());
+  };
+  switch (dtype) {
+    case DType::float32:
+      return with(float());
+    case DType::float16:
+      return with(Float16());
+    default:
+      return with(BFloat16());
+  }
+}

@@ -206,23 +206,11 @@ void output_tile(const GroupNormSiluParams& p, const Tile& tile, const Coefficie
          : tile_output<false>(x, y, tile.pixels, p.channels, of);
 }
 
-template <class T, bool summed>
-Kernels kernels_of() {
-  return {slabs<T, summed>, centers<T, summed>, sum_tile<T, summed>, merge, output_tile<T, summed>};
-}
-
-template <class T>
-Kernels kernels_of(bool summed) {
-  return summed ? kernels_of<T, true>() : kernels_of<T, false>();
-}
-
 inline Kernels kernels(DType dtype, bool summed) {
-  switch (dtype) {
-    case DType::float32:
-      return kernels_of<float>(summed);
-    case DType::float16:
-      return kernels_of<Float16>(summed);
-    default:
-      return kernels_of<BFloat16>(summed);
-  }
+  return for_input(dtype, summed, [](auto element, auto sum) {
+    using T = decltype(element);
+    constexpr bool kSummed = decltype(sum)::value;
+    return Kernels{slabs<T, kSummed>, centers<T, kSummed>, sum_tile<T, kSummed>, merge,
+                   output_tile<T, kSummed>};
+  });
 }

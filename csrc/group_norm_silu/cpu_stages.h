@@ -63,7 +63,8 @@ void parallel(std::int64_t tasks, std::int64_t elements_per_task, const F& f) {
   torch::stable::parallel_for(0, tasks, grain, f);
 }
 
-// `stages` has begin and merge for a sample, sum before merge and output after it for a tile.
+// `stages` has begin and merge for a sample, sum before merge and output after it for a tile; merge
+// finds in the rows what begin left there.
 template <class Stages>
 void channels_last(const GroupNormSiluParams& p, const Stages& stages) {
   const std::int64_t tiles = Tiles{p.channels, p.spatial}.of_sample;
@@ -84,7 +85,7 @@ void channels_last(const GroupNormSiluParams& p, const Stages& stages) {
   parallel(p.batch * tiles, p.channels * kPixelTile, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) stages.sum(i);
   });
-  for (std::int64_t n = 0; n < p.batch; ++n) stages.merge(n, rows);
+  for (std::int64_t n = 0; n < p.batch; ++n) stages.begin(n, rows), stages.merge(n, rows);
   parallel(p.batch * tiles, p.channels * kPixelTile, [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t i = begin; i < end; ++i) stages.output(i);
   });

@@ -212,7 +212,6 @@ inline void merge(const GroupNormSiluGradientParams& p, std::int64_t sample, con
       sums += all.count;
     }
   }
-  begin_channels(p, sample, all, rows, to.forward);  // another thread's rows may have held these
   merge_channels(p, sample, all, rows, to, of);
 }
 
@@ -251,23 +250,10 @@ void output_tile(const GroupNormSiluGradientParams& p, const Tile& tile, const B
                  : tile_output<false>(x, grad, of_x, tile.pixels, C, of);
 }
 
-template <class T, bool summed>
-Kernels kernels_of() {
-  return {slabs<T, summed>, begin, sum_tile<T, summed>, merge, output_tile<T, summed>};
-}
-
-template <class T>
-Kernels kernels_of(bool summed) {
-  return summed ? kernels_of<T, true>() : kernels_of<T, false>();
-}
-
 inline Kernels kernels(DType dtype, bool summed) {
-  switch (dtype) {
-    case DType::float32:
-      return kernels_of<float>(summed);
-    case DType::float16:
-      return kernels_of<Float16>(summed);
-    default:
-      return kernels_of<BFloat16>(summed);
-  }
+  return for_input(dtype, summed, [](auto element, auto sum) {
+    using T = decltype(element);
+    constexpr bool kSummed = decltype(sum)::value;
+    return Kernels{slabs<T, kSummed>, begin, sum_tile<T, kSummed>, merge, output_tile<T, kSummed>};
+  });
 }

@@ -36,8 +36,6 @@ ChannelVector channel_vector(const MaybeTensor& tensor) {
           tensor->stride(by_sample ? 1 : 0), *kernel_dtype(tensor->scalar_type())};
 }
 
-float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
-
 // The parameters of a call, and the tensors that they point into.
 struct Call {
   Tensor x;
@@ -45,17 +43,11 @@ struct Call {
   MemoryFormat format;
   GroupNormSiluParams params;
 
-  Tensor empty_like_x() const { return empty(x.sizes(), x.scalar_type(), format); }
-  Tensor empty_floats(std::initializer_list<std::int64_t> sizes) const {
-    const std::vector<std::int64_t> all(sizes);
-    return empty(all, ScalarType::Float, MemoryFormat::Contiguous);
+  Tensor empty_like_x() const {
+    return empty_beside(x, {x.sizes().begin(), x.sizes().end()}, x.scalar_type(), format);
   }
-
- private:
-  template <class Sizes>
-  Tensor empty(const Sizes& sizes, ScalarType dtype, MemoryFormat memory_format) const {
-    return torch::stable::empty(sizes, dtype, std::nullopt, x.device(), std::nullopt,
-                                memory_format);
+  Tensor empty_floats(const std::vector<std::int64_t>& sizes) const {
+    return empty_beside(x, sizes, ScalarType::Float, MemoryFormat::Contiguous);
   }
 };
 

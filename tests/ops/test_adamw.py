@@ -14,6 +14,7 @@ from torch import Tensor
 from fastdiff.ops import _library, adamw_
 from fastdiff.ops.adamw import reference
 from tests.judge import assert_close_by_law4
+from tests.threads import on_threads
 
 from .test_group_norm_silu import NATIVE, randn
 
@@ -90,9 +91,7 @@ def test_any_shape_by_law4(
     decay: float,
     threads: int,
 ) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         judge(
             [drawn((size,), seed=size) for size in sizes],
             range(at, at + len(sizes)),
@@ -101,8 +100,6 @@ def test_any_shape_by_law4(
             betas=(beta1, beta2),
             weight_decay=decay,
         )
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_many_steps_are_those_of_torch_in_float64() -> None:
@@ -145,15 +142,12 @@ def test_other_dtypes_and_gaps_go_to_the_reference(dtype: torch.dtype) -> None:
 
 
 def test_bits_do_not_depend_on_threads() -> None:
-    before, results = torch.get_num_threads(), []
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            tensors = [drawn((70001,)), drawn((64, 48, 3, 3))]
+    results = []
+    for count in (1, 2, 5):
+        tensors = [drawn((70001,)), drawn((64, 48, 3, 3))]
+        with on_threads(count):
             step(tensors, [2, 3])
-            results.append([t for row in tensors for t in row])
-    finally:
-        torch.set_num_threads(before)
+        results.append([t for row in tensors for t in row])
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
 

@@ -12,6 +12,7 @@ from fastdiff.ops import _library
 from fastdiff.ops.conv3x3 import NARROW, reference
 from tests.judge import assert_close_by_law4
 from tests.ops.test_conv3x3 import DTYPES, NATIVE, randn
+from tests.threads import on_threads
 
 op = torch.ops.fastdiff.conv3x3_gradient.default
 
@@ -64,16 +65,12 @@ def test_any_shape_by_law4(
     threads: int,
 ) -> None:
     H, W = (n * (1 + upsample) for n in size)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         judge(
             randn(batch, channels, *size, dtype=dtype),
             randn(batch, out_channels, H, W, dtype=dtype, seed=1),
             upsample,
         )
-    finally:
-        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("channels", [1, 3, 7])

@@ -17,6 +17,7 @@ from fastdiff.ops import _library, pack_conv3x3, trained_conv3x3
 from fastdiff.ops.conv3x3 import NARROW, reference
 from tests.judge import assert_close_by_law4
 from tests.ops.test_conv3x3 import NATIVE, randn, weights
+from tests.threads import on_threads
 
 SHAPES = [(4, 32, 48, 16, 16), (2, 128, 64, 32, 24), (16, 40, 33, 9, 11)]
 
@@ -123,12 +124,9 @@ def test_weights_are_packed_whatever_their_layout(
     weight, _ = weights(out_channels, channels)
     if not channels_last:
         weight = weight.contiguous()
-    before, packings = torch.get_num_threads(), calls("conv3x3_pack")
-    torch.set_num_threads(threads)
-    try:
+    packings = calls("conv3x3_pack")
+    with on_threads(threads):
         packed = PACK(weight)
-    finally:
-        torch.set_num_threads(before)
     assert (calls("conv3x3_pack") - packings).total() == NATIVE
     exact = pack_conv3x3(weight)
     assert packed.shape == exact.shape

@@ -16,8 +16,9 @@ from torch import Tensor
 from fastdiff.ops import _library, group_norm_silu, use_reference
 from fastdiff.ops.group_norm_silu.reference import per_channel
 from tests.judge import assert_close_by_law4
+from tests.threads import on_threads
 
-from .test_group_norm_silu import LOW, NATIVE, randn
+from .test_group_norm_silu import LOW, NATIVE, Case, cases, randn
 from .test_group_norm_silu_residual import FORMATS, KINDS, residual_of
 
 OP = torch.ops.fastdiff.group_norm_silu_gradient.default
@@ -85,88 +86,33 @@ def test_kernel_by_law4(
 
 
 @settings(max_examples=200, deadline=None)
-@given(
-    batch=st.integers(1, 4),
-    groups=st.integers(1, 5),
-    depth=st.integers(1, 20),
-    spatial=st.lists(st.integers(1, 9), max_size=3),
-    dtype=st.sampled_from(LOW),
-    parameter_dtype=st.sampled_from(LOW),
-    present=st.lists(st.booleans(), min_size=4, max_size=4),
-    kind=st.sampled_from([None, *KINDS]),
-    channels_last=st.booleans(),
-    silu=st.booleans(),
-    offset=st.sampled_from([0.0, -3.0, 100.0]),
-    threads=st.sampled_from([1, 2, 7]),
-)
-def test_any_shape_within_its_condition(
-    batch: int,
-    groups: int,
-    depth: int,
-    spatial: list[int],
-    dtype: torch.dtype,
-    parameter_dtype: torch.dtype,
-    present: list[bool],
-    kind: str | None,
-    channels_last: bool,
-    silu: bool,
-    offset: float,
-    threads: int,
-) -> None:
+@given(case=cases(), threads=st.sampled_from([1, 2, 7]))
+def test_any_shape_within_its_condition(case: Case, threads: int) -> None:
     """A sum may err by some units of the sum of its terms' magnitudes, whatever it comes to."""
-    C = groups * depth
-    x = (randn(batch, C, *spatial) + offset).to(dtype)
-    if channels_last and x.dim() in (4, 5):
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        x = x.to(memory_format=formats[x.dim()])
-    shapes = [(C,), (C,), (batch, C), (batch, C)]
-    parameters = [
-        randn(*shape, dtype=parameter_dtype, seed=1 + i) if there else None
-        for i, (shape, there) in enumerate(zip(shapes, present, strict=True))
-    ]
-    residual = None
-    if kind is not None:
-        residual = residual_of(kind, x, parameter_dtype if kind != "as x" and spatial else dtype)
-    seed = randn(*x.shape, dtype=dtype, seed=9)
+    x, given_to = case.x, (case.x, *case.parameters, case.residual)
+    seed = randn(*x.shape, dtype=x.dtype, seed=9)
 
     def fused(x: Tensor, *p: Tensor | None) -> Tensor:
         return group_norm_silu(
-            x, groups, p[0], p[1], 1e-3, scale=p[2], shift=p[3], silu=silu, residual=p[4]
+            x, case.groups, p[0], p[1], 1e-3, scale=p[2], shift=p[3], silu=case.silu, residual=p[4]
         )
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with native_kernel_serves():
-            found = gradients(fused, seed, x, *parameters, residual)
-    finally:
-        torch.set_num_threads(before)
-    expected, magnitude = by_formula(seed, x, groups, *parameters, residual, silu=silu)
-    for got, exact, terms, leaf in zip(
-        found, expected, magnitude, (x, *parameters, residual), strict=True
-    ):
+    with on_threads(threads), native_kernel_serves():
+        found = gradients(fused, seed, *given_to)
+    expected, magnitude = by_formula(seed, case)
+    for got, exact, terms, leaf in zip(found, expected, magnitude, given_to, strict=True):
         if leaf is None:
             continue
         assert got.dtype == leaf.dtype and got.shape == leaf.shape
         own = torch.finfo(leaf.dtype).eps * exact.abs()
-        like_x = leaf.shape == x.shape
-        units = torch.finfo(dtype if like_x else torch.float32).eps
+        units = torch.finfo(x.dtype if leaf.shape == x.shape else torch.float32).eps
         assert ((got.double() - exact).abs() <= 16 * units * terms + own).all()
 
 
-def by_formula(
-    grad: Tensor,
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    scale: Tensor | None,
-    shift: Tensor | None,
-    residual: Tensor | None,
-    *,
-    silu: bool,
-) -> tuple[list[Tensor], list[Tensor]]:
+def by_formula(grad: Tensor, case: Case) -> tuple[list[Tensor], list[Tensor]]:
     """Every gradient in float64, and the sum of the magnitudes of what it is made of."""
+    x, groups, residual = case.x, case.groups, case.residual
+    weight, bias, scale, shift = case.parameters
     N, C = x.shape[:2]
 
     def wide(p: Tensor | None, absent: float) -> Tensor:
@@ -186,7 +132,7 @@ def by_formula(
     affine = normal * w + b
     z = affine * m + s
     slope = torch.ones_like(z)
-    if silu:
+    if case.silu:
         slope = z.sigmoid() * (1 + z * (1 - z.sigmoid()))
     dz = grad.double() * slope
     near = normal.abs() + (center * rstd).abs()  # the mean is kept in float32
@@ -320,15 +266,10 @@ def test_bits_depend_neither_on_threads_nor_on_layout_of_grad_nor_on_batch(
     kind: str, memory_format: torch.memory_format
 ) -> None:
     grad, x, *rest = inputs_of_op(memory_format, kind=kind)
-    before = torch.get_num_threads()
-    try:
-        results = []
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
-            for layout in FORMATS:
-                results.append(OP(grad.contiguous(memory_format=layout), x, *rest))
-    finally:
-        torch.set_num_threads(before)
+    results = []
+    for count in (1, 2, 5):
+        with on_threads(count):
+            results += [OP(grad.contiguous(memory_format=layout), x, *rest) for layout in FORMATS]
     for result in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(result, results[0], strict=True))
     assert results[0][0].stride() == x.stride()

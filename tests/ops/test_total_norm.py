@@ -11,6 +11,7 @@ from torch import Tensor
 from fastdiff.ops import _library, total_norm
 from fastdiff.ops.total_norm import reference
 from tests.judge import assert_close_by_law4
+from tests.threads import on_threads
 
 from .test_group_norm_silu import NATIVE, randn
 
@@ -36,12 +37,8 @@ def test_kernel_by_law4(magnitude: float) -> None:
     threads=st.sampled_from([1, 2, 5]),
 )
 def test_any_shape_by_law4(sizes: list[int], threads: int) -> None:
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
+    with on_threads(threads):
         judge(*(randn(size, seed=i) for i, size in enumerate(sizes)))
-    finally:
-        torch.set_num_threads(before)
 
 
 def test_ten_million_small_ones() -> None:
@@ -52,13 +49,10 @@ def test_ten_million_small_ones() -> None:
 
 
 def test_bits_do_not_depend_on_threads() -> None:
-    tensors, before, norms = [randn(300_001), randn(77, seed=1)], torch.get_num_threads(), set()
-    try:
-        for count in (1, 2, 5):
-            torch.set_num_threads(count)
+    tensors, norms = [randn(300_001), randn(77, seed=1)], set()
+    for count in (1, 2, 5):
+        with on_threads(count):
             norms.add(float(total_norm(tensors)))
-    finally:
-        torch.set_num_threads(before)
     assert len(norms) == 1
 
 
