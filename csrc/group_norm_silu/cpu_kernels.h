@@ -30,25 +30,31 @@ inline double keep_statistics(const GroupNormSiluParams& p, std::int64_t slab, d
 template <class X>
 FASTDIFF_INLINE TileSums run_sums(const X& x, std::int64_t n) {
   constexpr int kChains = 4;
+  constexpr std::int64_t kRun = 16 * kChains * kLanes;  // longer sums round more
   const Floats middle = median(x.load_at(0, 1), x.load_at(n / 2, 1), x.load_at(n - 1, 1));
   const Floats center = splat(middle[0]);
-  Floats d_sums[kChains] = {}, squares[kChains] = {};
-  const auto add = [&](int k, const Floats& d) FASTDIFF_LAMBDA_INLINE {
-    d_sums[k] += d;
-    squares[k] += d * d;
-  };
-  std::int64_t i = 0;
-  for (; i + kChains * kLanes <= n; i += kChains * kLanes) {
-    for (int k = 0; k < kChains; ++k) add(k, x.load_at(i + k * kLanes) - center);
+  Floats d_sum{}, square_sum{};
+  for (std::int64_t first = 0; first < n; first += kRun) {
+    const std::int64_t last = std::min(first + kRun, n);
+    Floats d_sums[kChains] = {}, squares[kChains] = {};
+    const auto add = [&](int k, const Floats& d) FASTDIFF_LAMBDA_INLINE {
+      d_sums[k] += d;
+      squares[k] += d * d;
+    };
+    std::int64_t i = first;
+    for (; i + kChains * kLanes <= last; i += kChains * kLanes) {
+      for (int k = 0; k < kChains; ++k) add(k, x.load_at(i + k * kLanes) - center);
+    }
+    for (; i < last; i += kLanes) {
+      const int count = static_cast<int>(std::min<std::int64_t>(kLanes, last - i));
+      Floats d = x.load_at(i, count) - center;
+      for (int lane = count; lane < kLanes; ++lane) d[lane] = 0;
+      add(0, d);
+    }
+    d_sum += (d_sums[0] + d_sums[1]) + (d_sums[2] + d_sums[3]);
+    square_sum += (squares[0] + squares[1]) + (squares[2] + squares[3]);
   }
-  for (; i + kLanes <= n; i += kLanes) add(0, x.load_at(i) - center);
-  if (i < n) {
-    Floats d = x.load_at(i, static_cast<int>(n - i)) - center;
-    for (int lane = static_cast<int>(n - i); lane < kLanes; ++lane) d[lane] = 0;
-    add(1, d);
-  }
-  return {center[0], sum((d_sums[0] + d_sums[1]) + (d_sums[2] + d_sums[3])),
-          sum((squares[0] + squares[1]) + (squares[2] + squares[3]))};
+  return {center[0], sum(d_sum), sum(square_sum)};
 }
 
 template <bool silu_follows, class X>

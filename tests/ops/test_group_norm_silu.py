@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
@@ -101,51 +102,45 @@ def test_kernel_by_law4(
     judge(x, groups, weight, bias, silu=False)
 
 
-@settings(max_examples=150, deadline=None)
-@given(
-    batch=st.integers(1, 3),
-    groups=st.integers(1, 5),
-    depth=st.integers(1, 20),
-    spatial=st.lists(st.integers(1, 9), max_size=3),
-    dtype=st.sampled_from(LOW),
-    parameter_dtype=st.sampled_from(LOW),
-    present=st.lists(st.booleans(), min_size=4, max_size=4),
-    residual=st.sampled_from([None, "by channel", "as x"]),
-    channels_last=st.booleans(),
-    silu=st.booleans(),
-    offset=st.sampled_from([0.0, -3.0, 100.0]),
-    seed=st.integers(0, 1000),
-)
-def test_any_shape_by_law4(
-    batch: int,
-    groups: int,
-    depth: int,
-    spatial: list[int],
-    dtype: torch.dtype,
-    parameter_dtype: torch.dtype,
-    present: list[bool],
-    residual: str | None,
-    channels_last: bool,
-    silu: bool,
-    offset: float,
-    seed: int,
-) -> None:
-    C = groups * depth
+@dataclass(frozen=True)
+class Case:
+    """What group_norm_silu may be given: weight, bias, scale and shift are the parameters."""
+
+    x: Tensor
+    groups: int
+    parameters: list[Tensor | None]
+    silu: bool
+    residual: Tensor | None
+
+
+@st.composite
+def cases(draw: st.DrawFn) -> Case:
+    batch, groups = draw(st.integers(1, 4)), draw(st.integers(1, 5))
+    C = groups * draw(st.integers(1, 20))
+    spatial = draw(st.lists(st.integers(1, 9), max_size=3))
+    dtype, parameter_dtype = draw(st.sampled_from(LOW)), draw(st.sampled_from(LOW))
+    offset, seed = draw(st.sampled_from([0.0, -3.0, 100.0])), draw(st.integers(0, 1000))
     x = (randn(batch, C, *spatial, seed=seed) + offset).to(dtype)
-    if channels_last and x.dim() in (4, 5):
+    if draw(st.booleans()) and x.dim() in (4, 5):
         formats = {4: torch.channels_last, 5: torch.channels_last_3d}
         x = x.to(memory_format=formats[x.dim()])
-    shapes = [(C,), (C,), (batch, C), (batch, C)]
     parameters = [
-        randn(*shape, dtype=parameter_dtype, seed=seed + 1 + i) if there else None
-        for i, (shape, there) in enumerate(zip(shapes, present, strict=True))
+        randn(*shape, dtype=parameter_dtype, seed=seed + 1 + i) if draw(st.booleans()) else None
+        for i, shape in enumerate([(C,), (C,), (batch, C), (batch, C)])
     ]
-    added = None
-    if residual == "as x":
-        added = randn(*x.shape, dtype=dtype, seed=seed + 5)
-    elif residual == "by channel":
-        added = randn(batch, C, dtype=parameter_dtype if spatial else dtype, seed=seed + 5) * 3
-    judge(x, groups, *parameters, silu=silu, residual=added)
+    residual = None
+    kind = draw(st.sampled_from([None, "by channel", "as x"]))
+    if kind == "as x":
+        residual = randn(*x.shape, dtype=dtype, seed=seed + 5)
+    elif kind == "by channel":
+        residual = randn(batch, C, dtype=parameter_dtype if spatial else dtype, seed=seed + 5) * 3
+    return Case(x, groups, parameters, draw(st.booleans()), residual)
+
+
+@settings(max_examples=150, deadline=None)
+@given(case=cases())
+def test_any_shape_by_law4(case: Case) -> None:
+    judge(case.x, case.groups, *case.parameters, silu=case.silu, residual=case.residual)
 
 
 @pytest.mark.parametrize("dtype", LOW)

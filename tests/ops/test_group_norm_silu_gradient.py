@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -19,7 +18,7 @@ from fastdiff.ops.group_norm_silu.reference import per_channel
 from tests.judge import assert_close_by_law4
 from tests.threads import on_threads
 
-from .test_group_norm_silu import LOW, NATIVE, randn
+from .test_group_norm_silu import LOW, NATIVE, Case, cases, randn
 from .test_group_norm_silu_residual import FORMATS, KINDS, residual_of
 
 OP = torch.ops.fastdiff.group_norm_silu_gradient.default
@@ -84,41 +83,6 @@ def test_kernel_by_law4(
         found = gradients(fused, seed, *inputs)
     for index, actual in enumerate(found):
         assert_close_by_law4(actual, lambda *i, k=index: gradients(eager, seed, *i)[k], *inputs)
-
-
-@dataclass(frozen=True)
-class Case:
-    """What group_norm_silu may be given: weight, bias, scale and shift are the parameters."""
-
-    x: Tensor
-    groups: int
-    parameters: list[Tensor | None]
-    silu: bool
-    residual: Tensor | None
-
-
-@st.composite
-def cases(draw: st.DrawFn) -> Case:
-    batch, groups = draw(st.integers(1, 4)), draw(st.integers(1, 5))
-    C = groups * draw(st.integers(1, 20))
-    spatial = draw(st.lists(st.integers(1, 9), max_size=3))
-    dtype, parameter_dtype = draw(st.sampled_from(LOW)), draw(st.sampled_from(LOW))
-    offset, seed = draw(st.sampled_from([0.0, -3.0, 100.0])), draw(st.integers(0, 1000))
-    x = (randn(batch, C, *spatial, seed=seed) + offset).to(dtype)
-    if draw(st.booleans()) and x.dim() in (4, 5):
-        formats = {4: torch.channels_last, 5: torch.channels_last_3d}
-        x = x.to(memory_format=formats[x.dim()])
-    parameters = [
-        randn(*shape, dtype=parameter_dtype, seed=seed + 1 + i) if draw(st.booleans()) else None
-        for i, shape in enumerate([(C,), (C,), (batch, C), (batch, C)])
-    ]
-    residual = None
-    kind = draw(st.sampled_from([None, "by channel", "as x"]))
-    if kind == "as x":
-        residual = randn(*x.shape, dtype=dtype, seed=seed + 5)
-    elif kind == "by channel":
-        residual = randn(batch, C, dtype=parameter_dtype if spatial else dtype, seed=seed + 5) * 3
-    return Case(x, groups, parameters, draw(st.booleans()), residual)
 
 
 @settings(max_examples=200, deadline=None)
