@@ -48,6 +48,8 @@ inline Device current_device() {
   return {multiprocessors, static_cast<std::size_t>(shared), clusters ? 8u : 1u};
 }
 
+constexpr std::size_t kAlwaysShared = 48 * 1024;  // bytes that a block need not ask for
+
 // How a kernel is laid out over the GPU; `cluster` blocks along x run together.
 struct Grid {
   dim3 blocks;
@@ -60,7 +62,7 @@ struct Grid {
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), const Grid& grid, cudaStream_t stream,
                    const Arguments&... arguments) {
-  if (grid.shared > 48 * 1024) {
+  if (grid.shared > kAlwaysShared) {
     const cudaError_t status = cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
                                                     cudaFuncAttributeMaxDynamicSharedMemorySize,
                                                     static_cast<int>(grid.shared));

@@ -222,6 +222,24 @@ struct Vector {
   }
 };
 
+template <class T, int width, bool with_residual>
+__device__ __forceinline__ Vector<T, width, with_residual> load_at(const GroupNormSiluParams& p,
+                                                                   std::int64_t element) {
+  using Packed = Pack<T, width>;
+  Vector<T, width, with_residual> v;
+  v.x = *reinterpret_cast<const Packed*>(static_cast<const T*>(p.x) + element);
+  if constexpr (with_residual) {
+    v.residual = *reinterpret_cast<const Packed*>(static_cast<const T*>(p.residual) + element);
+  }
+  return v;
+}
+
+template <class T, int width, bool with_residual, class C>
+__device__ __forceinline__ Vector<T, width, with_residual> load(const GroupNormSiluParams& p,
+                                                                const C& column, int i) {
+  return load_at<T, width, with_residual>(p, column.element(i));
+}
+
 // A thread's own vectors in shared memory, `threads` apart: no other thread reads them.
 template <class T, int width>
 struct Slots {
@@ -233,9 +251,8 @@ struct Slots {
       : first(reinterpret_cast<Packed*>(shared) + threadIdx.x), threads(blockDim.x) {}
 
   template <class C>
-  __device__ __forceinline__ void request(const GroupNormSiluParams& p, const C& column,
-                                          int count) const {
-    const auto* const elements = static_cast<const T*>(p.x);
+  __device__ __forceinline__ void request(const void* tensor, const C& column, int count) const {
+    const auto* const elements = static_cast<const T*>(tensor);
 #pragma unroll 4
     for (int i = 0; i < count; ++i) {
       const auto* const from = reinterpret_cast<const Packed*>(elements + column.element(i));

@@ -3,7 +3,7 @@
 
 #include <cstddef>
 
-#include "plan.h"
+#include "gradient_plan.h"
 
 namespace fastdiff {
 
@@ -26,5 +26,12 @@ Kernel once_kernel(const GroupNormSiluParams& p, const Plan& plan);
 Kernel statistics_kernel(const GroupNormSiluParams& p, const Plan& plan);
 Kernel merge_kernel();
 Kernel output_kernel(const GroupNormSiluParams& p, const Plan& plan);
+
+using GradientKernel = void (*)(GroupNormSiluGradientParams, GradientPlan);
+
+GradientKernel gradient_once_kernel(const GroupNormSiluGradientParams& p, const Plan& plan);
+GradientKernel gradient_sums_kernel(const GroupNormSiluGradientParams& p, const Plan& plan);
+GradientKernel gradient_merge_kernel();
+GradientKernel gradient_output_kernel(const GroupNormSiluGradientParams& p, const Plan& plan);
 
 }  // namespace fastdiff

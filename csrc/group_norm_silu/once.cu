@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(kThreads, 3) once(const GroupNormSiluParams p,
   const Column<width, channels_last> column(p, plan, part);
   const int count = column.count();
   const Slots<T, width> slots(shared.slots);
-  slots.request(p, column, count);
+  slots.request(p.x, column, count);
   load_table(p, plan, part, shared);
   const bool has_added = p.added.data != nullptr;
   if (has_added) __syncthreads();

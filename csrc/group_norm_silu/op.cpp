@@ -121,54 +121,96 @@ Outputs cpu(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias,
              });
 }
 
-CallCounter gradient_calls("group_norm_silu_gradient.cpu");
-
-Gradients gradient(Tensor grad, Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias,
-                   MaybeTensor scale, MaybeTensor shift, bool silu, MaybeTensor residual,
-                   Tensor mean, Tensor rstd) {
+// As `run`, of the gradient.
+template <class Launch>
+Gradients run_gradient(const Tensor& grad, const Tensor& x, std::int64_t groups,
+                       const MaybeTensor& weight, const MaybeTensor& bias, const MaybeTensor& scale,
+                       const MaybeTensor& shift, bool silu, const MaybeTensor& residual,
+                       const Tensor& mean, const Tensor& rstd, const Launch& launch) {
   auto made = call(x, groups, weight, bias, 0, scale, shift, silu, residual);
-  const bool by_kernel = made && x.numel() > 0 && grad.scalar_type() == x.scalar_type() &&
-                         mean.scalar_type() == ScalarType::Float &&
-                         rstd.scalar_type() == ScalarType::Float;
-  if (!by_kernel) {
-    const auto [of_x, of_weight, of_bias, of_scale, of_shift, of_added] =
-        reference<6>("fastdiff::group_norm_silu_gradient", grad, x, groups, weight, bias, scale,
-                     shift, silu, residual, mean, rstd);
-    return {of_x, of_weight, of_bias, of_scale, of_shift, of_added};
+  const bool covered = made && x.numel() > 0 && grad.scalar_type() == x.scalar_type() &&
+                       mean.scalar_type() == ScalarType::Float &&
+                       rstd.scalar_type() == ScalarType::Float;
+  if (covered) {
+    const std::int64_t N = x.size(0), C = x.size(1);
+    const Tensor of_y = torch::stable::contiguous(grad, made->format);
+    const Tensor means = torch::stable::contiguous(mean), rstds = torch::stable::contiguous(rstd);
+    const Gradients of{made->empty_like_x(),       made->empty_floats({C}),
+                       made->empty_floats({C}),    made->empty_floats({N, C}),
+                       made->empty_floats({N, C}), made->empty_floats({N, C})};
+    made->params.mean = floats(means), made->params.rstd = floats(rstds);
+    const GroupNormSiluGradientParams params{made->params,
+                                             of_y.const_data_ptr(),
+                                             std::get<0>(of).mutable_data_ptr(),
+                                             floats(std::get<1>(of)),
+                                             floats(std::get<2>(of)),
+                                             floats(std::get<3>(of)),
+                                             floats(std::get<4>(of)),
+                                             floats(std::get<5>(of))};
+    if (launch(params)) return of;
   }
-  const std::int64_t N = x.size(0), C = x.size(1);
-  const Tensor of_y = torch::stable::contiguous(grad, made->format);
-  const Tensor means = torch::stable::contiguous(mean), rstds = torch::stable::contiguous(rstd);
-  const Gradients of{made->empty_like_x(),       made->empty_floats({C}),
-                     made->empty_floats({C}),    made->empty_floats({N, C}),
-                     made->empty_floats({N, C}), made->empty_floats({N, C})};
-  made->params.mean = floats(means), made->params.rstd = floats(rstds);
-  gradient_calls.add();
-  group_norm_silu_gradient_cpu({made->params, of_y.const_data_ptr(),
-                                std::get<0>(of).mutable_data_ptr(), floats(std::get<1>(of)),
-                                floats(std::get<2>(of)), floats(std::get<3>(of)),
-                                floats(std::get<4>(of)), floats(std::get<5>(of))});
-  return of;
+  const auto [of_x, of_weight, of_bias, of_scale, of_shift, of_added] =
+      reference<6>("fastdiff::group_norm_silu_gradient", grad, x, groups, weight, bias, scale,
+                   shift, silu, residual, mean, rstd);
+  return {of_x, of_weight, of_bias, of_scale, of_shift, of_added};
+}
+
+CallCounter cpu_gradient_calls("group_norm_silu_gradient.cpu");
+
+Gradients cpu_gradient(Tensor grad, Tensor x, std::int64_t groups, MaybeTensor weight,
+                       MaybeTensor bias, MaybeTensor scale, MaybeTensor shift, bool silu,
+                       MaybeTensor residual, Tensor mean, Tensor rstd) {
+  return run_gradient(grad, x, groups, weight, bias, scale, shift, silu, residual, mean, rstd,
+                      [](const GroupNormSiluGradientParams& p) {
+                        cpu_gradient_calls.add();
+                        group_norm_silu_gradient_cpu(p);
+                        return true;
+                      });
 }
 
 #ifdef FASTDIFF_CUDA
 CallCounter cuda_calls("group_norm_silu.cuda");
+CallCounter cuda_gradient_calls("group_norm_silu_gradient.cuda");
+
+// Lets `launch` run with `bytes` of workspace, which only it sees; false where bytes say that the
+// kernels do not cover these sizes.
+template <class Launch>
+bool with_workspace(const Tensor& x, std::int64_t bytes, CallCounter& calls, const Launch& launch) {
+  if (bytes < 0) return false;
+  const Tensor workspace = torch::stable::new_empty(x, std::array{bytes}, ScalarType::Byte);
+  calls.add();
+  const char* error =
+      launch(workspace.mutable_data_ptr(), current_cuda_stream(x.get_device_index()));
+  STD_TORCH_CHECK(error == nullptr, "fastdiff::group_norm_silu: ", error);
+  return true;
+}
 
 Outputs cuda(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias, double eps,
              MaybeTensor scale, MaybeTensor shift, bool silu, MaybeTensor residual) {
-  const auto device = x.get_device_index();
-  const torch::stable::accelerator::DeviceGuard guard(device);
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
   const auto launch = [&](GroupNormSiluParams p) {
-    const std::int64_t bytes = group_norm_silu_cuda_workspace(p);
-    if (bytes < 0) return false;
-    const Tensor workspace = torch::stable::new_empty(x, std::array{bytes}, ScalarType::Byte);
-    p.workspace = workspace.mutable_data_ptr();
-    cuda_calls.add();
-    const char* error = group_norm_silu_cuda(p, current_cuda_stream(device));
-    STD_TORCH_CHECK(error == nullptr, "fastdiff::group_norm_silu: ", error);
-    return true;
+    return with_workspace(x, group_norm_silu_cuda_workspace(p), cuda_calls,
+                          [&](void* workspace, void* stream) {
+                            p.workspace = workspace;
+                            return group_norm_silu_cuda(p, stream);
+                          });
   };
   return run(x, groups, weight, bias, eps, scale, shift, silu, residual, launch);
+}
+
+Gradients cuda_gradient(Tensor grad, Tensor x, std::int64_t groups, MaybeTensor weight,
+                        MaybeTensor bias, MaybeTensor scale, MaybeTensor shift, bool silu,
+                        MaybeTensor residual, Tensor mean, Tensor rstd) {
+  const torch::stable::accelerator::DeviceGuard guard(x.get_device_index());
+  const auto launch = [&](GroupNormSiluGradientParams p) {
+    return with_workspace(x, group_norm_silu_gradient_cuda_workspace(p), cuda_gradient_calls,
+                          [&](void* workspace, void* stream) {
+                            p.forward.workspace = workspace;
+                            return group_norm_silu_gradient_cuda(p, stream);
+                          });
+  };
+  return run_gradient(grad, x, groups, weight, bias, scale, shift, silu, residual, mean, rstd,
+                      launch);
 }
 #endif
 
@@ -177,11 +219,12 @@ Outputs cuda(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
   library.impl("group_norm_silu", TORCH_BOX(&fastdiff::cpu));
-  library.impl("group_norm_silu_gradient", TORCH_BOX(&fastdiff::gradient));
+  library.impl("group_norm_silu_gradient", TORCH_BOX(&fastdiff::cpu_gradient));
 }
 
 #ifdef FASTDIFF_CUDA
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CUDA, library) {
   library.impl("group_norm_silu", TORCH_BOX(&fastdiff::cuda));
+  library.impl("group_norm_silu_gradient", TORCH_BOX(&fastdiff::cuda_gradient));
 }
 #endif

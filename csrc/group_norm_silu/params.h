@@ -43,4 +43,8 @@ std::int64_t group_norm_silu_cuda_workspace(const GroupNormSiluParams& params);
 // Returns the error's text, or null. `stream` is a cudaStream_t of the current device.
 const char* group_norm_silu_cuda(const GroupNormSiluParams& params, void* stream);
 
+// The same of the gradient; its workspace is forward.workspace.
+std::int64_t group_norm_silu_gradient_cuda_workspace(const GroupNormSiluGradientParams& params);
+const char* group_norm_silu_gradient_cuda(const GroupNormSiluGradientParams& params, void* stream);
+
 }  // namespace fastdiff

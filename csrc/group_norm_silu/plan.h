@@ -44,16 +44,17 @@ inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 
 
 inline int element_size(const GroupNormSiluParams& p) { return p.dtype == DType::float32 ? 4 : 2; }
 
-// Whether packs of `width` elements neither straddle what a thread keeps apart nor lie askew.
-inline bool fits(const GroupNormSiluParams& p, int width) {
+// Whether packs of `width` elements neither straddle what a thread keeps apart nor lie askew, at
+// `also` neither.
+inline bool fits(const GroupNormSiluParams& p, int width, const void* also = nullptr) {
   const std::int64_t run = p.channels_last ? p.channels : p.spatial;
   if (p.channels_last &&
       width / std::gcd(p.channels / p.groups, std::int64_t{width}) > kMostPieces) {
     return false;
   }
-  const auto addresses = reinterpret_cast<std::uintptr_t>(p.x) |
-                         reinterpret_cast<std::uintptr_t>(p.y) |
-                         reinterpret_cast<std::uintptr_t>(p.residual);
+  const auto addresses =
+      reinterpret_cast<std::uintptr_t>(p.x) | reinterpret_cast<std::uintptr_t>(p.y) |
+      reinterpret_cast<std::uintptr_t>(p.residual) | reinterpret_cast<std::uintptr_t>(also);
   return run % width == 0 && addresses % (width * element_size(p)) == 0;
 }
 
@@ -89,12 +90,15 @@ inline void fill_block(Plan& plan) {
   plan.down = static_cast<int>(std::min(most, plan.rows_of_part));
 }
 
-inline bool try_on_chip(Plan& plan, const GroupNormSiluParams& p, const Device& device) {
+// `held` bytes of an element stay in shared memory, and beside(plan) bytes beside them.
+template <class Beside>
+bool try_on_chip(Plan& plan, const GroupNormSiluParams& p, const Device& device, int held,
+                 const Beside& beside) {
   lay_out(plan, p, kNarrow);
   if (!plan.covered || p.residual != nullptr) return false;
   const int widest = static_cast<int>(device.cluster);
   const auto bytes = [&] {
-    return divide_up(plan.rows, plan.parts) * plan.across * plan.width * element_size(p);
+    return divide_up(plan.rows, plan.parts) * plan.across * plan.width * held;
   };
   const auto spare = [&] { return 2 * plan.blocks(p.batch) <= kFill * device.multiprocessors; };
   while (plan.parts < widest && (bytes() > kComfortable || (spare() && bytes() > kLittle))) {
@@ -102,28 +106,35 @@ inline bool try_on_chip(Plan& plan, const GroupNormSiluParams& p, const Device& 
   }
   fill_block(plan);
   plan.held_bytes = static_cast<std::size_t>(divide_up(plan.rows_of_part, plan.down)) *
-                    plan.threads() * plan.width * element_size(p);
-  const auto beside =
-      static_cast<std::size_t>(plan.down * plan.columns + 2 * plan.groups + plan.slab) *
-      16;  // block.h, Shared
-  plan.on_chip = plan.held_bytes <= kMostHeld && plan.held_bytes + beside <= device.shared;
+                    plan.threads() * plan.width * held;
+  plan.on_chip = plan.held_bytes <= kMostHeld && plan.held_bytes + beside(plan) <= device.shared;
   return plan.on_chip;
+}
+
+// For slabs that are read twice; a thread takes up to `longest` rows of a part.
+inline Plan split_plan(const GroupNormSiluParams& p, const Device& device, int width,
+                       std::int64_t longest) {
+  Plan plan;
+  plan.width = width;
+  lay_out(plan, p, kWide);
+  const std::int64_t wanted = divide_up(8 * device.multiprocessors, p.batch * plan.slabs);
+  const std::int64_t useful = divide_up(plan.rows * plan.across, 8 * kThreads);
+  const std::int64_t needed = divide_up(divide_up(plan.rows * plan.across, kThreads), longest);
+  plan.parts = static_cast<int>(
+      std::clamp<std::int64_t>(std::max(std::min(wanted, useful), needed), 1, kMostParts));
+  fill_block(plan);
+  return plan;
 }
 
 inline Plan plan_for(const GroupNormSiluParams& p, const Device& device) {
   Plan plan;
   const int widest = 16 / element_size(p);
   plan.width = fits(p, widest) ? widest : 1;
-  if (try_on_chip(plan, p, device)) return plan;
-  const int width = plan.width;
-  plan = Plan{};
-  plan.width = width;
-  lay_out(plan, p, kWide);
-  const std::int64_t wanted = divide_up(8 * device.multiprocessors, p.batch * plan.slabs);
-  const std::int64_t useful = divide_up(plan.rows * plan.across, 8 * kThreads);
-  plan.parts = static_cast<int>(std::clamp<std::int64_t>(std::min(wanted, useful), 1, kMostParts));
-  fill_block(plan);
-  return plan;
+  const auto beside = [](const Plan& plan) {  // block.h, Shared
+    return static_cast<std::size_t>(plan.down * plan.columns + 2 * plan.groups + plan.slab) * 16;
+  };
+  if (try_on_chip(plan, p, device, element_size(p), beside)) return plan;
+  return split_plan(p, device, plan.width, plan.rows);
 }
 
 }  // namespace fastdiff

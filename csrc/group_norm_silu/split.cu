@@ -5,19 +5,6 @@
 namespace fastdiff {
 namespace {
 
-template <class T, int width, bool with_residual, class C>
-__device__ __forceinline__ Vector<T, width, with_residual> load(const GroupNormSiluParams& p,
-                                                                const C& column, int i) {
-  using Packed = Pack<T, width>;
-  const std::int64_t at = column.element(i);
-  Vector<T, width, with_residual> v;
-  v.x = *reinterpret_cast<const Packed*>(static_cast<const T*>(p.x) + at);
-  if constexpr (with_residual) {
-    v.residual = *reinterpret_cast<const Packed*>(static_cast<const T*>(p.residual) + at);
-  }
-  return v;
-}
-
 // Moments [sample][slab][part][group of the slab], to p.workspace.
 template <class T, int width, int pieces, bool channels_last, bool with_residual>
 __global__ void __launch_bounds__(kThreads, 3)

@@ -85,9 +85,11 @@ def path() -> Path:
 @cache
 def library() -> ctypes.CDLL:
     loaded = ctypes.CDLL(str(path()))
-    for name in ("group_norm_silu", "attention_block", "wrong_kernel"):
+    norms = ("group_norm_silu", "group_norm_silu_gradient")
+    for name in (*norms, "attention_block", "wrong_kernel"):
         getattr(loaded, name).restype = ctypes.c_char_p
-    loaded.group_norm_silu_workspace.restype = ctypes.c_int64
+    for name in norms:
+        getattr(loaded, f"{name}_workspace").restype = ctypes.c_int64
     loaded.know_memory.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_bool]
     return loaded
 
@@ -200,26 +202,92 @@ def group_norm_silu(
     gpu: Gpu = H200,
 ) -> tuple[Tensor, Tensor, Tensor] | None:
     """y, mean and 1/std; None where the kernels do not cover these sizes."""
-    N, C = x.shape[:2]
+    N = x.shape[0]
+    y, mean, rstd = torch.empty_like(x), torch.empty(N, groups), torch.empty(N, groups)
+    vectors = (weight, bias, scale, shift, residual)
+    params = group_norm_silu_params(x, groups, *vectors, eps, silu, y, mean, rstd)
+    given = [x, *vectors]
+    served = with_workspace("group_norm_silu", params, params, given, [y, mean, rstd], gpu)
+    return (y, mean, rstd) if served else None
+
+
+def group_norm_silu_params(
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    residual: Tensor | None,
+    eps: float,
+    silu: bool,
+    y: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+) -> GroupNormSiluParams:
     by_channel = residual is not None and residual.dim() < x.dim()
     like_x, added = (None, residual) if by_channel else (residual, None)
-    y, mean, rstd = torch.empty_like(x), torch.empty(N, groups), torch.empty(N, groups)
-    library().set_gpu(gpu.multiprocessors, gpu.shared, gpu.clusters)
-    params = GroupNormSiluParams(
-        *(t.data_ptr() for t in (x, y, mean, rstd)),
-        None if like_x is None else like_x.data_ptr(),
+    return GroupNormSiluParams(
+        *(None if t is None else t.data_ptr() for t in (x, y, mean, rstd, like_x)),
         *(ChannelVector.of(v) for v in (added, weight, bias, scale, shift)),
-        *(N, C, x[0, 0].numel(), groups, eps, DTYPES[x.dtype], not x.is_contiguous(), silu),
+        *(*x.shape[:2], x[0, 0].numel(), groups, eps),
+        *(DTYPES[x.dtype], not x.is_contiguous(), silu),
     )
-    size = library().group_norm_silu_workspace(ctypes.byref(params))
+
+
+def with_workspace(
+    op: str,
+    params: ctypes.Structure,
+    forward: GroupNormSiluParams,
+    given: list[Tensor | None],
+    made: list[Tensor],
+    gpu: Gpu,
+) -> bool:
+    """Whether the kernels of `op` cover these sizes; `forward` is where its workspace is named."""
+    library().set_gpu(gpu.multiprocessors, gpu.shared, gpu.clusters)
+    size = getattr(library(), f"{op}_workspace")(ctypes.byref(params))
     if size < 0:
-        return None
+        return False
     workspace = torch.empty(size, dtype=torch.uint8)
-    params.workspace = workspace.data_ptr()
-    given = [t for t in (x, weight, bias, scale, shift, residual) if t is not None]
-    with device(gpu, given, [y, mean, rstd, workspace]):
-        check(library().group_norm_silu(ctypes.byref(params)))
-    return y, mean, rstd
+    forward.workspace = workspace.data_ptr()
+    with device(gpu, [t for t in given if t is not None], [*made, workspace]):
+        check(getattr(library(), op)(ctypes.byref(params)))
+    return True
+
+
+class GroupNormSiluGradientParams(ctypes.Structure):
+    _fields_ = (
+        ("forward", GroupNormSiluParams),
+        *((name, ctypes.c_void_p) for name in ("grad", "of_x", "of_weight", "of_bias")),
+        *((name, ctypes.c_void_p) for name in ("of_scale", "of_shift", "of_added")),
+    )
+
+
+def group_norm_silu_gradient(
+    grad: Tensor,
+    x: Tensor,
+    groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    scale: Tensor | None,
+    shift: Tensor | None,
+    silu: bool,
+    residual: Tensor | None,
+    mean: Tensor,
+    rstd: Tensor,
+    *,
+    gpu: Gpu = H200,
+) -> list[Tensor] | None:
+    """As fastdiff::group_norm_silu_gradient; None where the kernels do not cover these sizes."""
+    N, C = x.shape[:2]
+    vectors = (weight, bias, scale, shift, residual)
+    forward = group_norm_silu_params(x, groups, *vectors, 0.0, silu, None, mean, rstd)
+    made = [torch.empty_like(x), *(torch.empty(C) for _ in range(2))]
+    made += [torch.empty(N, C) for _ in range(3)]
+    params = GroupNormSiluGradientParams(forward, grad.data_ptr(), *(t.data_ptr() for t in made))
+    given = [grad, x, *vectors, mean, rstd]
+    op = "group_norm_silu_gradient"
+    return made if with_workspace(op, params, params.forward, given, made, gpu) else None
 
 
 class AttentionBlockParams(ctypes.Structure):

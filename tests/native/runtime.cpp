@@ -98,6 +98,16 @@ CALLED_FROM_PYTHON const char* group_norm_silu(const fastdiff::GroupNormSiluPara
   return fastdiff::group_norm_silu_cuda(p, nullptr);
 }
 
+CALLED_FROM_PYTHON std::int64_t group_norm_silu_gradient_workspace(
+    const fastdiff::GroupNormSiluGradientParams& p) {
+  return fastdiff::group_norm_silu_gradient_cuda_workspace(p);
+}
+
+CALLED_FROM_PYTHON const char* group_norm_silu_gradient(
+    const fastdiff::GroupNormSiluGradientParams& p) {
+  return fastdiff::group_norm_silu_gradient_cuda(p, nullptr);
+}
+
 CALLED_FROM_PYTHON const char* attention_block(const fastdiff::AttentionBlockParams& p) {
   return fastdiff::attention_block_cuda(p, nullptr);
 }

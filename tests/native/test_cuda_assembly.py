@@ -24,6 +24,8 @@ THREADS = 256
 # Blocks that a multiprocessor is to hold at once, by __launch_bounds__; the attention kernels' is
 # their shape's last number.
 RESIDENT = {"once": 3, "statistics": 3, "output": 3, "merge_parts": 1}
+RESIDENT |= {f"gradient_{name}": 2 for name in ("once", "sums", "runs", "output")}
+RESIDENT |= {"gradient_merge": 1, "gradient_parameters": 1}
 ELEMENT = {"float": 4, "__half": 2, "__nv_bfloat16": 2}
 INSTRUCTIONS = re.compile(r"\b(LDG|LDGSTS|HMMA|LDL|STL)\b((?:\.\w+)*)")
 
@@ -124,11 +126,11 @@ def test_vector_kernels_load_16_bytes_at_a_time() -> None:
         wide = counts["16 bytes"]
         if base(kernel[1]) in ("one_head", "many_heads"):
             assert wide, kernel
-        elif match := re.match(r"(once|statistics|output)<(\w+), (\d+)", kernel[1]):
+        elif match := re.match(r"(\w+)<(\w+), (\d+)", kernel[1]):
             if ELEMENT[match.group(2)] * int(match.group(3)) == 16:
                 of_vectors.add(match.group(1))
                 assert wide, kernel
-    assert of_vectors == {"once", "statistics", "output"}
+    assert of_vectors == {name for name, resident in RESIDENT.items() if resident > 1}
 
 
 def test_attention_multiplies_on_tensor_cores() -> None:

@@ -48,6 +48,7 @@ def elementwise() -> None:
 
 
 def group_norms() -> None:
+    """And their gradients."""
     sizes = [(2, 64, 5, 7), (1, 48, 16, 16), (2, 192, 9, 9), (1, 32, 130, 130), (1, 128, 32, 32)]
     for shape in sizes:
         for dtype in (torch.float32, torch.bfloat16):
@@ -55,7 +56,10 @@ def group_norms() -> None:
                 both = torch.rand(shape[0], 2 * shape[1], device="cuda")
                 scale, shift = both.chunk(2, 1)
                 weight = torch.rand(shape[1], device="cuda")
-                group_norm_silu(x, 16, weight, weight, 1e-6, scale=scale, shift=shift)
+                x.requires_grad_()
+                with torch.enable_grad():
+                    y = group_norm_silu(x, 16, weight, weight, 1e-6, scale=scale, shift=shift)
+                y.backward(torch.ones_like(y))
 
 
 def attention_blocks() -> None:
@@ -71,7 +75,8 @@ def attention_blocks() -> None:
 
 
 def main() -> None:
-    ops = ["biased_sum_", "philox_normal", "q_sample", "denoise_step", "group_norm_silu"]
+    ops = ["biased_sum_", "philox_normal", "q_sample", "denoise_step"]
+    ops += ["group_norm_silu", "group_norm_silu_gradient"]
     with torch.no_grad():
         elementwise()
         group_norms()

@@ -106,8 +106,7 @@ def _backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     """The sum and the activation's input are computed again, so nothing of x's size is saved beside
     x and a residual of its shape."""
     x, weight, bias, scale, shift, residual, mean, rstd = ctx.saved_tensors
-    gradient = _gradient_op if x.is_cpu else reference.group_norm_silu_gradient
-    of_x, of_weight, of_bias, of_scale, of_shift, of_added = gradient(
+    of_x, of_weight, of_bias, of_scale, of_shift, of_added = _gradient_op(
         grad, x, ctx.groups, weight, bias, scale, shift, ctx.silu, residual, mean, rstd
     )
     like_x = residual is not None and residual.shape == x.shape
