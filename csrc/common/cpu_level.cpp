@@ -5,6 +5,12 @@
 #include <cstdlib>
 #include <string_view>
 
+#if FASTDIFF_BY_LEVEL
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace fastdiff {
 namespace {
 
@@ -27,7 +33,25 @@ CpuLevel asked() {
   return found == kNames.end() ? CpuLevel::v4_bf16 : static_cast<CpuLevel>(found - kNames.begin());
 }
 
+bool matrix_unit_allowed() {
+#if FASTDIFF_BY_LEVEL
+  constexpr unsigned kBFloat16 = 1u << 22, kTiles = 1u << 24;  // of leaf 7's edx
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  if ((d & kBFloat16) == 0 || (d & kTiles) == 0) return false;
+  constexpr int kRequestPermission = 0x1023, kTileData = 18;  // arch_prctl(2)
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 }  // namespace
+
+bool has_matrix_unit() {
+  static const bool has = cpu_level() == CpuLevel::v4_bf16 && matrix_unit_allowed();
+  return has;
+}
 
 CpuLevel cpu_level() {
   static const CpuLevel level = std::min(of_processor(), asked());
@@ -38,4 +62,8 @@ CpuLevel cpu_level() {
 
 extern "C" __attribute__((visibility("default"))) const char* fastdiff_cpu_level() {
   return fastdiff::kNames[static_cast<std::size_t>(fastdiff::cpu_level())];
+}
+
+extern "C" __attribute__((visibility("default"))) bool fastdiff_has_matrix_unit() {
+  return fastdiff::has_matrix_unit();
 }

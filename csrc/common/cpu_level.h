@@ -15,4 +15,8 @@ enum class CpuLevel { baseline, v3, v4, v4_bf16 };
 // The processor's, or a lower one that the environment's FASTDIFF_CPU_LEVEL names.
 CpuLevel cpu_level();
 
+// Whether it multiplies bfloat16 matrices by a unit of its own, Intel's AMX, and the system lets
+// this process; only at the highest level.
+bool has_matrix_unit();
+
 }  // namespace fastdiff

@@ -21,10 +21,10 @@ def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
     """
     if conv.weight.device.type != "cpu":
         return Cudnn(conv, upsample)
-    return (Winograd if _suits_winograd(conv, upsample) else Packed)(conv, upsample)
+    return (Own if _suits_own(conv, upsample) else Packed)(conv, upsample)
 
 
-class Winograd(nn.Module):
+class Own(nn.Module):
     """3x3 with stride 1, by fastdiff::conv3x3."""
 
     def __init__(self, conv: nn.Conv2d, upsample: bool) -> None:
@@ -38,6 +38,9 @@ class Winograd(nn.Module):
             x, self.weight, self.bias, self.packed, residual, scale, self.upsample
         )
         return out
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "packed": self.packed.clone()}  # without its neighbours in memory
 
 
 class Packed(nn.Module):
@@ -113,7 +116,7 @@ class Cudnn(nn.Module):
         self.bias = self.bias if bias is None else bias
 
 
-KINDS = (Winograd, Packed, Cudnn)
+KINDS = (Own, Packed, Cudnn)
 
 Parameter = TypeVar("Parameter", Tensor, Tensor | None)
 
@@ -145,7 +148,7 @@ def onednn_knows(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def _suits_winograd(conv: nn.Conv2d, upsample: bool) -> bool:
+def _suits_own(conv: nn.Conv2d, upsample: bool) -> bool:
     plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
     wide = min(conv.in_channels, conv.out_channels) >= NARROW
     fewer = conv.weight.dtype != torch.bfloat16 or _gains_in_bfloat16(upsample)
@@ -154,11 +157,12 @@ def _suits_winograd(conv: nn.Conv2d, upsample: bool) -> bool:
 
 
 def _gains_in_bfloat16(upsample: bool) -> bool:
-    """Whether our 4 products a pixel in float32 are faster than oneDNN's 9 in bfloat16.
+    """Whether our kernel is faster than oneDNN's products of bfloat16.
 
-    Twice as fast, as AVX-512 has them, those take no longer, but for an image doubled in memory
-    first; AMX is faster by far.
+    By the processor's matrix unit it is. By Winograd, with 4 products a pixel in float32 for 9,
+    it is slower than such a unit; elsewhere oneDNN's, twice as fast with AVX-512's bfloat16, take
+    no longer, but for an image doubled in memory first.
     """
     if torch.cpu._is_amx_tile_supported():
-        return False
+        return _library.has_matrix_unit()
     return upsample or not torch.cpu._is_avx512_bf16_supported()

@@ -167,6 +167,11 @@ def cpu_level() -> str:
     return str(level().decode())
 
 
+def has_matrix_unit() -> bool:
+    """Whether the C++ kernels multiply bfloat16 matrices by a unit of the processor's own (AMX)."""
+    return _native is not None and bool(_native.fastdiff_has_matrix_unit())
+
+
 def native_path() -> Path | None:
     """The native library's file, or None where none was built."""
     return next(iter(sorted(Path(__file__).parents[1].glob("_native*.so"))), None)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import mmap
 import pickle
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,9 +15,9 @@ from torch import Tensor, nn
 
 from fastdiff import NoiseSchedule, sample
 from fastdiff.engine import AcceleratedUNet, accelerate, blocks, planned
-from fastdiff.engine.convolution import Packed, Winograd
+from fastdiff.engine.convolution import Own, Packed
 from fastdiff.models import UNet
-from fastdiff.ops import _library, use_reference
+from fastdiff.ops import _library, pack_conv3x3, use_reference
 from tests.models.unets import ADM, CIFAR10, SMALL, randomised, rms
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -64,8 +67,9 @@ def test_every_config_by_law4(name: str, batch: int, dtype: torch.dtype) -> None
     before = _library.native_calls("conv3x3", "CPU")
     fast = accelerate(unet)
     found = fast(x, t, labels)
-    by_amx = dtype == torch.bfloat16 and torch.cpu._is_amx_tile_supported()
-    assert (_library.native_calls("conv3x3", "CPU") > before) == (NATIVE and not by_amx)
+    short = dtype == torch.bfloat16
+    by_onednn = short and torch.cpu._is_amx_tile_supported() and not _library.has_matrix_unit()
+    assert (_library.native_calls("conv3x3", "CPU") > before) == (NATIVE and not by_onednn)
     truth = copy.deepcopy(unet).double()(x.double(), t, labels)
     if not NATIVE:  # oneDNN's sums over channels-last images are longer
         unet, x = (a.to(memory_format=torch.channels_last) for a in (unet, x))  # type: ignore
@@ -202,20 +206,47 @@ def test_a_whole_run_stays_close(name: str) -> None:
     torch.testing.assert_close(fast, plain, rtol=1e-3, atol=1e-3)
 
 
-def test_float32_takes_winograd_and_short_products_onednn(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    winograd = Winograd if NATIVE else Packed
+def test_which_convolutions_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = Own if NATIVE else Packed
 
-    def kinds(dtype: torch.dtype, avx512_bf16: bool, amx: bool) -> tuple[type[nn.Module], ...]:
-        """Of a block's convolution, and of an upsampler's."""
+    def kinds(
+        dtype: torch.dtype, avx512_bf16: bool, amx: bool = False, ours: bool = False
+    ) -> tuple[type[nn.Module], ...]:
+        """Of a block's convolution, and of an upsampler's; `ours` if our kernels may use AMX."""
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
+        monkeypatch.setattr(_library, "has_matrix_unit", lambda: ours)
         parts = [*accelerate(made("cifar10").to(dtype)).plan.parts]
         up = next(part for part in parts if isinstance(part, blocks.Upsample))
         return type(parts[1].conv1), type(up.conv)
 
-    assert kinds(torch.float32, True, True) == (winograd, winograd)
-    assert kinds(torch.bfloat16, False, False) == (winograd, winograd)
-    assert kinds(torch.bfloat16, True, False) == (Packed, winograd)
+    assert kinds(torch.float32, True, True, True) == (own, own)
+    assert kinds(torch.bfloat16, False) == (own, own)
+    assert kinds(torch.bfloat16, True) == (Packed, own)
     assert kinds(torch.bfloat16, True, True) == (Packed, Packed)
+    assert kinds(torch.bfloat16, True, True, True) == (own, own)
+
+
+@pytest.mark.skipif(not NATIVE, reason="without the native library no weight is packed")
+def test_packed_weights_lie_side_by_side_in_huge_pages() -> None:
+    """Asked for, that is: whether the system has some left is its matter."""
+    fast = accelerate(made("cifar10"))
+    own = [module for module in fast.plan.modules() if isinstance(module, Own)]
+    assert len({module.packed.untyped_storage().data_ptr() for module in own}) == 1
+    for module in own:
+        assert torch.equal(module.packed, pack_conv3x3(module.weight))
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        assert "hg" in flags_of_memory_at(own[0].packed.data_ptr())
+    copied = pickle.dumps(fast)
+    assert len(copied) < 1.2 * sum(p.nbytes for m in own for p in (m.packed, m.weight)) + 2**25
+
+
+def flags_of_memory_at(address: int) -> list[str]:
+    """As Linux tells them; "hg" is the advice of huge pages."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(match[1], 16) <= address < int(match[2], 16)
+        elif inside and line.startswith("VmFlags:"):
+            return line.split()[1:]
+    return []

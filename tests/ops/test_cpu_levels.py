@@ -19,6 +19,7 @@ KERNELS = [
     "conv3x3",
     "conv3x3_gradient",
     "conv3x3_in_training",
+    "conv3x3_matrix_unit",
     "group_norm_silu",
     "group_norm_silu_gradient",
     "total_norm",

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from .. import _library
 from . import reference
-from .packing import pack_conv3x3, packed_shape
+from .packing import for_winograd, matrix_unit_shape, pack_conv3x3, winograd_shape
 
 __all__ = ["NARROW", "conv3x3", "pack_conv3x3", "trained_conv3x3"]
 
@@ -33,7 +33,8 @@ def conv3x3(
 
     With packed weights the C++ kernel takes Winograd's F(2x2, 3x3) (Lavin and Gray, "Fast
     Algorithms for Convolutional Neural Networks", 2016, section 4.1) in float32, whatever the
-    dtype: 2.25 times fewer products, 4 times fewer after `upsample`.
+    dtype: 2.25 times fewer products, 4 times fewer after `upsample`. bfloat16 weights that were
+    packed for a processor's matrix unit it multiplies there as they are.
 
     Args:
         x: [N, C, H, W], floating point; the kernel takes x whose channels lie side by side.
@@ -116,11 +117,18 @@ def _check(
             raise TypeError(f"{name} is {tensor.dtype} and x {x.dtype}; convert one to the other")
         if tensor.device != x.device:
             raise ValueError(f"{name} is on {tensor.device} and x on {x.device}")
-    if packed is not None and packed.shape != packed_shape(weight):
+    if packed is not None and not _packed_of(weight, packed):
         raise ValueError(
             f"packed has shape {list(packed.shape)}, which is not of this weight; "
             "give pack_conv3x3(weight)"
         )
+
+
+def _packed_of(weight: Tensor, packed: Tensor) -> bool:
+    by_dtype = {torch.float32: winograd_shape(weight)}
+    if weight.dtype == torch.bfloat16:
+        by_dtype[torch.bfloat16] = matrix_unit_shape(weight)
+    return packed.is_contiguous() and packed.shape == by_dtype.get(packed.dtype)
 
 
 def _fake(
@@ -242,11 +250,11 @@ _input_gradient_op = _library.define(
 
 
 def _packed_in_float32(weight: Tensor) -> Tensor:
-    return pack_conv3x3(weight, dtype=torch.float32)
+    return for_winograd(weight, dtype=torch.float32)
 
 
 def _fake_pack(weight: Tensor) -> Tensor:
-    return weight.new_empty(packed_shape(weight), dtype=torch.float32)
+    return weight.new_empty(winograd_shape(weight), dtype=torch.float32)
 
 
 _pack_op = _library.define(

@@ -1,4 +1,4 @@
-"""Weights of 3x3 convolutions as the C++ kernel reads them."""
+"""Weights of 3x3 convolutions as the C++ kernels read them."""
 
 from __future__ import annotations
 
@@ -6,25 +6,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from .. import _library
+
 PANEL = 32  # output channels side by side; kPanel in csrc/conv3x3/params.h
 
 _G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
 
 
-def pack_conv3x3(weight: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
+def pack_conv3x3(weight: Tensor) -> Tensor:
+    """weight [O, C, 3, 3] for the kernel that is fastest in its dtype on this processor."""
+    if weight.dtype == torch.bfloat16 and _library.has_matrix_unit():
+        return for_matrix_unit(weight)
+    return for_winograd(weight)
+
+
+def for_winograd(weight: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
     """weight [O, C, 3, 3] -> G g G^T of each, float32 [ceil(O / 32), 16, C, 32], 0 beyond O.
 
     Lavin and Gray 2016, section 4.1; computed in `dtype` and rounded once.
     """
-    panels, _, C, _ = packed_shape(weight)
+    panels, _, C, _ = winograd_shape(weight)
     taps = F.pad(weight.detach().flatten(2), (0, 0, 0, 0, 0, panels * PANEL - len(weight)))
     kernels = taps.reshape(panels, PANEL, C, 9).permute(0, 3, 2, 1)
     G = torch.kron(_G, _G).to(weight.device, dtype)
     transformed = G @ kernels.to(dtype).reshape(panels, 9, -1)
-    return transformed.float().reshape(packed_shape(weight))
+    return transformed.float().reshape(winograd_shape(weight))
 
 
-def packed_shape(weight: Tensor) -> tuple[int, int, int, int]:
-    """Of what pack_conv3x3 makes of it."""
+def winograd_shape(weight: Tensor) -> tuple[int, ...]:
+    """Of what for_winograd makes of it."""
     out_channels, channels = weight.shape[:2]
     return -(-out_channels // PANEL), 16, channels, PANEL
+
+
+def for_matrix_unit(weight: Tensor) -> Tensor:
+    """weight [O, C, 3, 3] of bfloat16 -> [ceil(O / 32), ceil(C / 32), 9, 2, 16, 16, 2], filled up
+    with zeros: of a panel the halves of its output channels, of these pairs of input channels.
+    """
+    panels, blocks, *_ = matrix_unit_shape(weight)
+    out_channels, channels = weight.shape[:2]
+    missing = (0, 0, 0, 32 * blocks - channels, 0, PANEL * panels - out_channels)
+    filled = F.pad(weight.detach().flatten(2), missing)
+    split = filled.reshape(panels, 2, 16, blocks, 16, 2, 9)
+    return split.permute(0, 3, 6, 1, 4, 2, 5).contiguous()
+
+
+def matrix_unit_shape(weight: Tensor) -> tuple[int, ...]:
+    """Of what for_matrix_unit makes of it."""
+    out_channels, channels = weight.shape[:2]
+    return -(-out_channels // PANEL), -(-channels // 32), 9, 2, 16, 16, 2

@@ -1,0 +1,120 @@
+// Direct convolution in bfloat16 by a matrix unit: nine products, one for each pixel of the kernel,
+// of an image that has a border of zeros, so that neighbours lie at one distance everywhere.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "../common/cpu_vector.h"
+#include "tiles.h"
+
+namespace fastdiff {
+namespace {
+
+constexpr std::int64_t kDepth = 32;  // channels are filled up to a multiple
+constexpr std::int64_t kTile = 16;   // positions
+
+// A sample with its border, so that the nine pixels that a position sums lie at one distance from
+// it everywhere: (y, x) is at y * width + x, and they are from there on.
+struct Bordered {
+  std::int64_t channels, width, height;
+  std::int64_t pixel;  // elements to the next: an odd number of cache lines, so that rows of a tile
+                       // do not meet in the same sets
+  std::int64_t tiles;  // of 16 positions; where they do not fit a row they go on through the border
+  std::int64_t tiles_of_row;  // 0 where they do not fit
+
+  explicit Bordered(const Conv3x3Params& p)
+      : channels(divide_up(p.channels, kDepth) * kDepth),
+        width(p.width + 2),
+        height(p.height + 2),
+        pixel((channels / kDepth | 1) * kDepth) {
+    const bool fit = p.width % kTile == 0;
+    tiles = fit ? p.height * p.width / kTile : divide_up(p.height * width - 2, kTile);
+    tiles_of_row = fit ? p.width / kTile : 0;
+  }
+  std::int64_t row() const { return width * pixel; }
+  std::int64_t size() const { return height * row(); }
+  std::int64_t position(std::int64_t tile) const {
+    if (tiles_of_row == 0) return tile * kTile;
+    return tile / tiles_of_row * width + tile % tiles_of_row * kTile;
+  }
+};
+
+struct Direct {
+  void (*border_row)(const Conv3x3Params&, std::int64_t sample, std::int64_t row, BFloat16* to);
+  void (*convolve_panel)(const Conv3x3Params&, std::int64_t sample, std::int64_t panel,
+                         const Range& tiles, const BFloat16* image);
+};
+
+}  // namespace
+}  // namespace fastdiff
+
+#define FASTDIFF_KERNELS "../conv3x3/direct_kernels.h"
+#include "../common/cpu_targets.h"
+
+namespace fastdiff {
+namespace {
+
+BFloat16* images(Workspace& space, const Conv3x3Params& p, std::int64_t samples) {
+  // The last tile may reach beyond its sample.
+  const std::int64_t elements = samples * Bordered(p).size() + kTile * Bordered(p).pixel;
+  return reinterpret_cast<BFloat16*>(space.at_least(divide_up(elements, 2)));
+}
+
+// Every thread takes some samples, as many at a time as leave room for weights in its cache.
+void by_samples(const Conv3x3Params& p, const Direct& kernels) {
+  constexpr std::int64_t kImages = 512 * 1024;  // elements: half of a second-level cache
+  const Bordered image(p);
+  const std::int64_t most = std::max<std::int64_t>(1, kImages / image.size());
+  torch::stable::parallel_for(0, p.batch, 1, [&](std::int64_t begin, std::int64_t end) {
+    static thread_local Workspace space;
+    for (std::int64_t first = begin; first < end; first += most) {
+      const std::int64_t count = std::min(most, end - first);
+      BFloat16* to = images(space, p, count);
+      for (std::int64_t i = 0; i < count * image.height; ++i) {
+        kernels.border_row(p, first + i / image.height, i % image.height, to + i * image.row());
+      }
+      for (std::int64_t panel = 0; panel < divide_up(p.out_channels, kPanel); ++panel) {
+        for (std::int64_t i = 0; i < count; ++i) {
+          kernels.convolve_panel(p, first + i, panel, {0, image.tiles}, to + i * image.size());
+        }
+      }
+    }
+  });
+}
+
+// Threads share out a sample's panels, and positions where panels are few.
+void by_panels(const Conv3x3Params& p, const Direct& kernels) {
+  static thread_local Workspace space;
+  const Bordered image(p);
+  BFloat16* to = images(space, p, 1);
+  const std::int64_t panels = divide_up(p.out_channels, kPanel);
+  const std::int64_t threads = torch::stable::get_num_threads();
+  const std::int64_t pairs = divide_up(image.tiles, 2);
+  const std::int64_t parts = std::min(pairs, divide_up(threads, panels));
+  const std::int64_t grain = divide_up(16384, image.row());
+  for (std::int64_t sample = 0; sample < p.batch; ++sample) {
+    torch::stable::parallel_for(0, image.height, grain, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        kernels.border_row(p, sample, i, to + i * image.row());
+      }
+    });
+    torch::stable::parallel_for(0, panels * parts, 1, [&](std::int64_t begin, std::int64_t end) {
+      for (std::int64_t i = begin; i < end; ++i) {
+        const Range part = Range{0, pairs}.part(i % parts, parts);
+        const Range tiles{2 * part.first, std::min(2 * part.last, image.tiles)};
+        kernels.convolve_panel(p, sample, i / parts, tiles, to);
+      }
+    });
+  }
+}
+
+}  // namespace
+
+void direct_conv3x3_cpu(const Conv3x3Params& p) {
+  static const auto kernels_for = FASTDIFF_FOR_THIS_PROCESSOR(direct);
+  const Direct kernels = kernels_for(has_matrix_unit());
+  p.batch >= torch::stable::get_num_threads() ? by_samples(p, kernels) : by_panels(p, kernels);
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,143 @@
+"""conv3x3 of bfloat16 by products of tiles: the processor's matrix unit, or plain C++ in its place.
+
+FASTDIFF_CPU_LEVEL below v4_bf16 takes the plain one; test_cpu_levels.py runs both where it can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastdiff.ops import _library, conv3x3, pack_conv3x3
+from fastdiff.ops.conv3x3 import reference
+from fastdiff.ops.conv3x3.packing import for_matrix_unit, for_winograd
+from tests.threads import on_threads
+
+from .test_conv3x3 import NATIVE, judge, randn, weights
+
+BF16 = torch.bfloat16
+
+
+@contextlib.contextmanager
+def tiles_serve() -> Iterator[None]:
+    before = _library.native_calls("conv3x3_direct", "CPU")
+    yield
+    assert _library.native_calls("conv3x3_direct", "CPU") == before + NATIVE
+
+
+def test_a_processor_with_such_a_unit_is_packed_for() -> None:
+    weight, _ = weights(40, 24, BF16)
+    by_level = NATIVE and _library.cpu_level() == "v4_bf16" and torch.cpu._is_amx_tile_supported()
+    assert _library.has_matrix_unit() == by_level
+    expected = for_matrix_unit if by_level else for_winograd
+    assert torch.equal(pack_conv3x3(weight), expected(weight))
+    assert pack_conv3x3(weight.float()).dtype == torch.float32
+
+
+def test_packing_keeps_every_weight() -> None:
+    weight, _ = weights(40, 24, BF16)
+    packed = for_matrix_unit(weight)
+    assert packed.shape == (2, 1, 9, 2, 16, 16, 2)
+    for o, c, tap in [(0, 0, 0), (39, 23, 8), (17, 5, 4), (33, 12, 2)]:
+        place = packed[o // 32, c // 32, tap, o % 32 // 16, c % 32 // 2, o % 16, c % 2]
+        assert place == weight[o, c, tap // 3, tap % 3]
+    assert packed.float().abs().sum() == weight.float().abs().sum()
+
+
+@pytest.mark.parametrize("upsample", [False, True])
+@pytest.mark.parametrize(
+    ("channels", "out_channels", "size"),
+    [(128, 128, (16, 16)), (512, 64, (4, 4)), (40, 24, (7, 5)), (1, 1, (1, 1)), (192, 33, (3, 9))],
+)
+def test_kernel_by_law4(
+    channels: int, out_channels: int, size: tuple[int, int], upsample: bool
+) -> None:
+    x = randn(2, channels, *size, dtype=BF16)
+    with tiles_serve():
+        judge(x, *weights(out_channels, channels, BF16), upsample=upsample, pack=for_matrix_unit)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    channels=st.integers(1, 150),
+    out_channels=st.integers(1, 80),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12) | st.sampled_from([16, 32])),
+    with_bias=st.booleans(),
+    with_residual=st.booleans(),
+    scale=st.sampled_from([1.0, 0.5**0.5]),
+    upsample=st.booleans(),
+    threads=st.sampled_from([1, 2, 3, 7]),
+)
+def test_any_shape_by_law4(
+    batch: int,
+    channels: int,
+    out_channels: int,
+    size: tuple[int, int],
+    with_bias: bool,
+    with_residual: bool,
+    scale: float,
+    upsample: bool,
+    threads: int,
+) -> None:
+    weight, bias = weights(out_channels, channels, BF16)
+    x = randn(batch, channels, *size, dtype=BF16)
+    factor = 2 if upsample else 1
+    residual = randn(batch, out_channels, *(factor * n for n in size), dtype=BF16, seed=3)
+    with on_threads(threads), tiles_serve():
+        judge(
+            x,
+            weight,
+            bias if with_bias else None,
+            residual if with_residual else None,
+            scale,
+            upsample,
+            for_matrix_unit,
+        )
+
+
+@pytest.mark.parametrize("view", ["some of the channels", "cropped", "every other sample"])
+def test_strided_input(view: str) -> None:
+    x, residual = {
+        "some of the channels": (randn(2, 48, 6, 6)[:, 8:40], randn(2, 96, 6, 6)[:, 32:64]),
+        "cropped": (randn(2, 32, 9, 9)[:, :, 2:8, 1:7], randn(2, 32, 8, 8)[:, :, 1:7, 2:8]),
+        "every other sample": (randn(4, 32, 6, 6)[::2], randn(4, 32, 6, 6)[1::2]),
+    }[view]
+    with tiles_serve():
+        judge(x.to(BF16), *weights(32, 32, BF16), residual.to(BF16), pack=for_matrix_unit)
+
+
+def test_bits_depend_on_neither_threads_nor_batch() -> None:
+    x, (weight, bias) = randn(5, 96, 10, 10, dtype=BF16), weights(80, 96, BF16)
+    packed = for_matrix_unit(weight)
+    whole = conv3x3(x, weight, bias, packed=packed)
+    for threads in (1, 3, 8):
+        with on_threads(threads):
+            alone = conv3x3(x[3:4], weight, bias, packed=packed)
+        assert torch.equal(alone, whole[3:4]) or not NATIVE
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_and_inf_reach_their_neighbours_alone(bad: float) -> None:
+    x, (weight, bias) = randn(2, 16, 12, 12, dtype=BF16), weights(16, 16, BF16)
+    x[1, 3, 5, 5] = bad
+    y = conv3x3(x, weight, bias, packed=for_matrix_unit(weight))
+    assert torch.equal(y.isfinite(), reference.conv3x3(x, weight, bias).isfinite())
+
+
+def test_one_after_the_other_of_other_sizes() -> None:
+    """A border is zero again where an image of another size lay in the same memory."""
+    for side, channels in [(12, 64), (7, 33), (12, 64), (16, 20)]:
+        x = randn(1, channels, side, side, dtype=BF16)
+        judge(x * 100, *weights(32, channels, BF16), pack=for_matrix_unit)
+
+
+def test_weights_packed_for_another_dtype_are_refused() -> None:
+    weight, bias = weights(8, 8)
+    with pytest.raises(ValueError, match=r"packed has shape .* not of this weight"):
+        conv3x3(randn(1, 8, 4, 4), weight, bias, packed=for_matrix_unit(weight.to(BF16)))
