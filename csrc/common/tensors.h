@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dtype.h"
+#include "pixels.h"
 #include "strided.h"
 
 namespace fastdiff {
@@ -149,6 +150,12 @@ std::array<Tensor, results> reference(const char* op, const Args&... args) {
   std::array<Tensor, results> outputs;
   for (int i = 0; i < results; ++i) outputs[i] = torch::stable::detail::to<Tensor>(stack[i]);
   return outputs;
+}
+
+// Of [N, C, H, W]; nothing where the channels of a pixel do not lie side by side.
+inline std::optional<Pixels> pixels(const Tensor& x) {
+  if (x.stride(1) != 1 && x.size(1) != 1) return std::nullopt;
+  return Pixels{x.const_data_ptr(), x.stride(0), x.stride(2), x.stride(3)};
 }
 
 inline BySample by_sample(const Tensor& x) {

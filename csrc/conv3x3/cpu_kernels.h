@@ -127,7 +127,6 @@ void convolve(const Conv3x3Params& p, const Range& tiles, const Range& panels, W
   const std::int64_t m_position = tiles.size() * kPanel;
   float* v = space.at_least(16 * (v_position + m_position) + C);
   float* m = v + 16 * v_position;
-  const auto* packed = static_cast<const float*>(p.packed);
   float* zeros = m + 16 * m_position;
   std::fill_n(m, 16 * m_position + C, 0.0f);
   transform(p, tiles, reinterpret_cast<const T*>(zeros), v);
@@ -135,8 +134,8 @@ void convolve(const Conv3x3Params& p, const Range& tiles, const Range& panels, W
     for (int k = 0; k < 16; ++k) {
       // An upsampled tile repeats its middle row and column, whose difference is zero.
       if (p.upsample && (k / 4 == 2 || k % 4 == 2)) continue;
-      multiply_position(v + k * v_position, packed + (panel * 16 + k) * C * kPanel, tiles.size(), C,
-                        m + k * m_position);
+      multiply_position(v + k * v_position, p.packed + (panel * 16 + k) * C * kPanel, tiles.size(),
+                        C, m + k * m_position);
     }
     finish<T>(p, tiles, panel, m);
   }

@@ -3,6 +3,7 @@
 
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
+#include "../direct_convolution/call.h"
 #include "params.h"
 
 namespace fastdiff {
@@ -16,21 +17,22 @@ CallCounter input_gradient_calls("conv3x3_input_gradient.cpu");
 
 using torch::headeronly::MemoryFormat;
 
-// Nothing where the channels of a pixel do not lie side by side.
-std::optional<Pixels> pixels(const Tensor& x) {
-  if (x.stride(1) != 1 && x.size(1) != 1) return std::nullopt;
-  return Pixels{x.const_data_ptr(), x.stride(0), x.stride(2), x.stride(3)};
-}
-
 Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, MaybeTensor residual,
                double scale, bool upsample) {
+  const std::int64_t factor = upsample ? 2 : 1, O = weight.size(0);
+  if (packed && packed->scalar_type() == ScalarType::BFloat16) {
+    if (auto y = direct_convolution(x, O, bias, *packed, residual, scale, upsample, 3)) {
+      calls.add();
+      direct_calls.add();
+      return *y;
+    }
+    packed.reset();
+  }
   const auto dtype = kernel_dtype(x.scalar_type());
   const auto from = pixels(x);
   const auto added = residual ? pixels(*residual) : Pixels{};
-  const std::int64_t factor = upsample ? 2 : 1, O = weight.size(0);
   const std::array<std::int64_t, 4> sizes{x.size(0), O, factor * x.size(2), factor * x.size(3)};
-  const bool direct = packed && packed->scalar_type() == ScalarType::BFloat16;
-  const bool fills_tiles = direct || (sizes[2] > 1 && sizes[3] > 1);
+  const bool fills_tiles = sizes[2] > 1 && sizes[3] > 1;
   if (!packed || !dtype || !from || !added || !fills_tiles) {
     return reference<1>("fastdiff::conv3x3", x, weight, bias, packed, residual, scale, upsample)[0];
   }
@@ -38,25 +40,10 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
       empty_beside(x, {sizes.begin(), sizes.end()}, x.scalar_type(), MemoryFormat::ChannelsLast);
   if (y.numel() == 0) return y;
   calls.add();
-  const Conv3x3Params params{*from,
-                             *added,
-                             y.mutable_data_ptr(),
-                             packed->const_data_ptr(),
-                             bias ? bias->const_data_ptr() : nullptr,
-                             sizes[0],
-                             x.size(1),
-                             O,
-                             sizes[2],
-                             sizes[3],
-                             static_cast<float>(scale),
-                             *dtype,
-                             upsample};
-  if (direct) {
-    direct_calls.add();
-    direct_conv3x3_cpu(params);
-  } else {
-    conv3x3_cpu(params);
-  }
+  conv3x3_cpu({*from, *added, y.mutable_data_ptr(),
+               static_cast<const float*>(packed->const_data_ptr()),
+               bias ? bias->const_data_ptr() : nullptr, sizes[0], x.size(1), O, sizes[2], sizes[3],
+               static_cast<float>(scale), *dtype, upsample});
   return y;
 }
 
@@ -94,8 +81,9 @@ Tensor conv3x3_input_gradient(Tensor grad, Tensor weight) {
   Tensor x = empty_beside(grad, {N, C, H, W}, grad.scalar_type(), MemoryFormat::ChannelsLast);
   const Tensor turned = packed(weight, true);
   input_gradient_calls.add();
-  conv3x3_cpu({*from, Pixels{}, x.mutable_data_ptr(), turned.const_data_ptr(), nullptr, N, O, C, H,
-               W, 1, DType::float32, false});
+  conv3x3_cpu({*from, Pixels{}, x.mutable_data_ptr(),
+               static_cast<const float*>(turned.const_data_ptr()), nullptr, N, O, C, H, W, 1,
+               DType::float32, false});
   return x;
 }
 

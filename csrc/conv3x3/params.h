@@ -3,22 +3,18 @@
 #include <cstdint>
 
 #include "../common/dtype.h"
+#include "../common/pixels.h"
 
 namespace fastdiff {
 
-// Where a channels-last image's samples, rows and pixels begin, in elements.
-struct Pixels {
-  const void* data = nullptr;
-  std::int64_t sample = 0, row = 0, pixel = 0;
-};
-
-// y = (conv(x) + bias + residual) * scale.
+// y = (conv(x) + bias + residual) * scale by Winograd's F(2x2, 3x3): Lavin and Gray 2016,
+// section 4.1.
 struct Conv3x3Params {
-  Pixels x;            // of height x width, or of half of them where `upsample`d before
-  Pixels residual;     // as y; null where not given
-  void* y;             // [N, height, width, out_channels]
-  const void* packed;  // as each of the functions below reads it, the last panel filled up
-  const void* bias;    // [out_channels] in x's dtype, null where not given
+  Pixels x;             // of height x width, or of half of them where `upsample`d before
+  Pixels residual;      // as y; null where not given
+  void* y;              // [N, height, width, out_channels]
+  const float* packed;  // [out_channels / kPanel, 16, channels, kPanel], the last panel filled up
+  const void* bias;     // [out_channels] in x's dtype, null where not given
   std::int64_t batch, channels, out_channels, height, width;
   float scale;
   DType dtype;  // of x, residual, bias and y
@@ -27,13 +23,7 @@ struct Conv3x3Params {
 
 constexpr std::int64_t kPanel = 32;  // output channels that lie side by side in `packed`
 
-// By Winograd's F(2x2, 3x3), Lavin and Gray 2016, section 4.1; `packed` holds float32
-// [out_channels / kPanel, 16, channels, kPanel].
 void conv3x3_cpu(const Conv3x3Params& params);
-
-// Of bfloat16; so is `packed`: [out_channels / kPanel, channels / 32, 9, 2, 16, 16, 2], of a panel
-// the two halves of its output channels, of these pairs of input channels.
-void direct_conv3x3_cpu(const Conv3x3Params& params);
 
 // Weights [columns, rows, 3, 3] by their strides, negative where the kernel is turned round: output
 // channels are columns, input channels rows.

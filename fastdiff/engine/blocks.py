@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.engine.convolution import Cudnn, convolution, kept
+from fastdiff.engine.convolution import Cudnn, Own, convolution, kept, multiplied_by_unit
 from fastdiff.models import blocks
 from fastdiff.ops import attention_block
+from fastdiff.ops.attention_block import composite
 
 
 class Normalisation(nn.Module):
-    """GroupNorm and SiLU."""
+    """GroupNorm, and SiLU if asked for."""
 
-    def __init__(self, norm: nn.GroupNorm) -> None:
+    def __init__(self, norm: nn.GroupNorm, *, silu: bool = True) -> None:
         super().__init__()
-        self.groups, self.eps = norm.num_groups, norm.eps
+        self.groups, self.eps, self.silu = norm.num_groups, norm.eps, silu
         self.weight, self.bias = kept(norm.weight), kept(norm.bias)
 
     def forward(
@@ -27,7 +30,7 @@ class Normalisation(nn.Module):
         residual: Tensor | None = None,
     ) -> Tensor:
         out: Tensor = torch.ops.fastdiff.group_norm_silu.default(
-            x, self.groups, self.weight, self.bias, self.eps, scale, shift, True, residual
+            x, self.groups, self.weight, self.bias, self.eps, scale, shift, self.silu, residual
         )[0]
         return out
 
@@ -103,6 +106,41 @@ class Attention(nn.Module):
             self.proj_weight, self.proj_bias, groups=self.groups, group_norm_eps=self.eps,
             heads=self.heads, residual_scale=self.scale,
         )  # fmt: skip
+
+
+class AttentionByUnit(nn.Module):
+    """An Attention block whose products are 1x1 convolutions of packed weights."""
+
+    def __init__(self, block: blocks.Attention) -> None:
+        super().__init__()
+        norm = block.group_norm
+        self.norm = None if norm is None else Normalisation(norm, silu=False)
+        self.qkv = nn.ModuleList(
+            Own(pointwise(layer)) for layer in (block.to_q, block.to_k, block.to_v)
+        )
+        self.proj = Own(pointwise(cast(nn.Linear, block.to_out[0])))
+        self.heads, self.scale = block.heads, block.residual_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H, W]."""
+        n = x if self.norm is None else self.norm(x)
+        q, k, v = (layer(n).flatten(2).transpose(1, 2) for layer in self.qkv)
+        mixed = composite.attend(q, k, v, self.heads).transpose(1, 2).view(x.shape)
+        out: Tensor = self.proj(mixed, residual=x, scale=self.scale)
+        return out
+
+
+def attention(block: blocks.Attention) -> nn.Module:
+    """What `block` computes."""
+    return (AttentionByUnit if multiplied_by_unit(block.to_q.weight) else Attention)(block)
+
+
+def pointwise(layer: nn.Linear) -> nn.Conv2d:
+    """The same product for each pixel."""
+    conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=False, device="meta")
+    conv.weight = nn.Parameter(layer.weight.detach()[:, :, None, None], requires_grad=False)
+    conv.bias = layer.bias
+    return conv
 
 
 class Downsample(nn.Module):

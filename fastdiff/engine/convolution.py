@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from fastdiff.ops import _library, biased_sum_, pack_conv3x3
 from fastdiff.ops.conv3x3 import NARROW
+from fastdiff.ops.matrix_unit import for_matrix_unit
 
 
 def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
@@ -25,18 +26,22 @@ def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
 
 
 class Own(nn.Module):
-    """3x3 with stride 1, by fastdiff::conv3x3."""
+    """With stride 1, by fastdiff::conv3x3 or fastdiff::conv1x1."""
 
-    def __init__(self, conv: nn.Conv2d, upsample: bool) -> None:
+    def __init__(self, conv: nn.Conv2d, upsample: bool = False) -> None:
         super().__init__()
         self.weight, self.bias = kept(conv.weight), kept(conv.bias)
-        self.packed = pack_conv3x3(conv.weight)
-        self.upsample = upsample
+        self.pointwise, self.upsample = conv.kernel_size == (1, 1), upsample
+        pack = for_matrix_unit if self.pointwise else pack_conv3x3
+        self.packed = pack(conv.weight)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, scale: float = 1.0) -> Tensor:
-        out: Tensor = torch.ops.fastdiff.conv3x3.default(
-            x, self.weight, self.bias, self.packed, residual, scale, self.upsample
-        )
+        parameters = (x, self.weight, self.bias, self.packed, residual, scale)
+        out: Tensor
+        if self.pointwise:
+            out = torch.ops.fastdiff.conv1x1.default(*parameters)
+        else:
+            out = torch.ops.fastdiff.conv3x3.default(*parameters, self.upsample)
         return out
 
     def __getstate__(self) -> dict[str, Any]:
@@ -148,9 +153,16 @@ def onednn_knows(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+def multiplied_by_unit(weight: Tensor) -> bool:
+    """Whether the processor has a matrix unit for products with it, and our kernels may use it."""
+    return weight.dtype == torch.bfloat16 and weight.is_cpu and _library.has_matrix_unit()
+
+
 def _suits_own(conv: nn.Conv2d, upsample: bool) -> bool:
-    plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
     wide = min(conv.in_channels, conv.out_channels) >= NARROW
+    if (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0)):
+        return wide and not upsample and multiplied_by_unit(conv.weight)
+    plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
     fewer = conv.weight.dtype != torch.bfloat16 or _gains_in_bfloat16(upsample)
     known = conv.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
     return plain and wide and fewer and known and _library.native_kernel("conv3x3", "CPU")

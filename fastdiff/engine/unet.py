@@ -119,7 +119,7 @@ class Plan(nn.Module):
                 residuals.append(block)
                 add(blocks.Residual(block), "time", *roles)
             elif isinstance(block, plain.Attention):
-                add(blocks.Attention(block), *roles)
+                add(blocks.attention(block), *roles)
             elif isinstance(block, plain.Downsample):
                 add(blocks.Downsample(block), *roles)
             elif isinstance(block, plain.Upsample):

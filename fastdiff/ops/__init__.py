@@ -4,6 +4,7 @@ from ._library import use_reference
 from .adamw import adamw_
 from .attention_block import attention_block, attention_block_folded, fold_single_head
 from .biased_sum import biased_sum_
+from .conv1x1 import conv1x1
 from .conv3x3 import conv3x3, pack_conv3x3, trained_conv3x3
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
@@ -16,6 +17,7 @@ __all__ = [
     "attention_block",
     "attention_block_folded",
     "biased_sum_",
+    "conv1x1",
     "conv3x3",
     "denoise_step",
     "fold_single_head",

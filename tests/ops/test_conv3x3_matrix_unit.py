@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from fastdiff.ops import _library, conv3x3, pack_conv3x3
 from fastdiff.ops.conv3x3 import reference
-from fastdiff.ops.conv3x3.packing import for_matrix_unit, for_winograd
+from fastdiff.ops.conv3x3.packing import for_winograd
+from fastdiff.ops.matrix_unit import for_matrix_unit
 from tests.threads import on_threads
 
 from .test_conv3x3 import NATIVE, judge, randn, weights

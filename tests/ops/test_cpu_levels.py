@@ -16,6 +16,7 @@ LESSER = LEVELS[: LEVELS.index(_library.cpu_level())] if _library.native_path() 
 TESTS = "by_law4 or any_shape or small_spread or strided or nan or packed"
 KERNELS = [
     "adamw",
+    "conv1x1",
     "conv3x3",
     "conv3x3_gradient",
     "conv3x3_in_training",

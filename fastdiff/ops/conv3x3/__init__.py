@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _library
+from ..matrix_unit import matrix_unit_shape
 from . import reference
-from .packing import for_winograd, matrix_unit_shape, pack_conv3x3, winograd_shape
+from .packing import for_winograd, pack_conv3x3, winograd_shape
 
 __all__ = ["NARROW", "conv3x3", "pack_conv3x3", "trained_conv3x3"]
 

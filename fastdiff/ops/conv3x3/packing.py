@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _library
+from ..matrix_unit import for_matrix_unit
 
 PANEL = 32  # output channels side by side; kPanel in csrc/conv3x3/params.h
 
@@ -37,21 +38,3 @@ def winograd_shape(weight: Tensor) -> tuple[int, ...]:
     """Of what for_winograd makes of it."""
     out_channels, channels = weight.shape[:2]
     return -(-out_channels // PANEL), 16, channels, PANEL
-
-
-def for_matrix_unit(weight: Tensor) -> Tensor:
-    """weight [O, C, 3, 3] of bfloat16 -> [ceil(O / 32), ceil(C / 32), 9, 2, 16, 16, 2], filled up
-    with zeros: of a panel the halves of its output channels, of these pairs of input channels.
-    """
-    panels, blocks, *_ = matrix_unit_shape(weight)
-    out_channels, channels = weight.shape[:2]
-    missing = (0, 0, 0, 32 * blocks - channels, 0, PANEL * panels - out_channels)
-    filled = F.pad(weight.detach().flatten(2), missing)
-    split = filled.reshape(panels, 2, 16, blocks, 16, 2, 9)
-    return split.permute(0, 3, 6, 1, 4, 2, 5).contiguous()
-
-
-def matrix_unit_shape(weight: Tensor) -> tuple[int, ...]:
-    """Of what for_matrix_unit makes of it."""
-    out_channels, channels = weight.shape[:2]
-    return -(-out_channels // PANEL), -(-channels // 32), 9, 2, 16, 16, 2

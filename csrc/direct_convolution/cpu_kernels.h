@@ -4,23 +4,24 @@
 #include "../common/cpu_matrix_tiles.h"
 
 // Row `row` of a sample's bordered image, zeros where x has none.
-inline void border_row(const Conv3x3Params& p, std::int64_t sample, std::int64_t row,
+inline void border_row(const DirectConvolutionParams& p, std::int64_t sample, std::int64_t row,
                        BFloat16* to) {
   const Bordered image(p);
-  const std::int64_t y = row - 1, factor = p.upsample ? 2 : 1;
+  const std::int64_t border = p.kernel / 2, y = row - border, factor = p.upsample ? 2 : 1;
   const auto zero = [&](std::int64_t from, std::int64_t count) {
     std::memset(to + from, 0, count * sizeof(BFloat16));
   };
   if (y < 0 || y >= p.height) return zero(0, image.row());
   const BFloat16* from =
       static_cast<const BFloat16*>(p.x.data) + sample * p.x.sample + y / factor * p.x.row;
-  zero(0, image.channels);
-  for (std::int64_t x = 0; x < p.width; ++x) {
-    to += image.pixel;
+  for (std::int64_t x = -border; x < p.width + border; ++x, to += image.pixel) {
+    if (x < 0 || x >= p.width) {
+      zero(0, image.channels);
+      continue;
+    }
     std::memcpy(to, from + x / factor * p.x.pixel, p.channels * sizeof(BFloat16));
     if (image.channels > p.channels) zero(p.channels, image.channels - p.channels);
   }
-  zero(image.pixel, image.channels);
 }
 
 // Where a panel's output of some tiles goes, and what is added to it; null for what is in the
@@ -30,8 +31,8 @@ struct Places {
   BFloat16* y[kCount] = {};
   const BFloat16* residual[kCount] = {};
 
-  Places(const Conv3x3Params& p, const Bordered& image, std::int64_t sample, std::int64_t panel,
-         const Range& tiles) {
+  Places(const DirectConvolutionParams& p, const Bordered& image, std::int64_t sample,
+         std::int64_t panel, const Range& tiles) {
     for (std::int64_t tile = tiles.first; tile < tiles.last; ++tile) {
       const std::int64_t position = image.position(tile), at = (tile - tiles.first) * kTileRows;
       std::int64_t row = position / image.width, x = position % image.width;
@@ -43,8 +44,8 @@ struct Places {
   }
 
  private:
-  void set(std::int64_t i, const Conv3x3Params& p, std::int64_t sample, std::int64_t channel,
-           std::int64_t row, std::int64_t x) {
+  void set(std::int64_t i, const DirectConvolutionParams& p, std::int64_t sample,
+           std::int64_t channel, std::int64_t row, std::int64_t x) {
     const std::int64_t pixel = (sample * p.height + row) * p.width + x;
     y[i] = static_cast<BFloat16*>(p.y) + pixel * p.out_channels + channel;
     if (p.residual.data == nullptr) return;
@@ -55,16 +56,17 @@ struct Places {
 
 // Sums of one or two tiles of positions, from a[0] and a[1] on, of a panel; beside(i) is called
 // beside product i.
-template <int rows, class Tiles, class Beside>
+template <int rows, int kernel, class Tiles, class Beside>
 FASTDIFF_INLINE void products(Tiles& tiles, const Bordered& image, const BFloat16* const (&a)[2],
                               const BFloat16* weights, float* sums, const Beside& beside) {
+  constexpr int kAwake = 18;  // products
   tiles.template zero<rows>();
   int i = 0;
   for (std::int64_t c = 0; c < image.channels; c += kTileDepth) {
-    if (c % (2 * kTileDepth) == 0) tiles.stay_awake();
-    for (std::int64_t dy = 0; dy < 3; ++dy) {
-      for (std::int64_t dx = 0; dx < 3; ++dx, weights += kTileDepth * kTileColumns) {
-        beside(i++);
+    for (std::int64_t dy = 0; dy < kernel; ++dy) {
+      for (std::int64_t dx = 0; dx < kernel; ++dx, weights += kTileDepth * kTileColumns) {
+        beside(i);
+        if (++i % kAwake == 0) tiles.stay_awake();
         const std::int64_t at = (dy * image.width + dx) * image.pixel + c;
         tiles.template multiply_add<rows>(a[0] + at, a[1] + at, image.pixel, weights);
       }
@@ -80,7 +82,7 @@ struct Finish {
   int lanes[kVectors];
   float scale;
 
-  Finish(const Conv3x3Params& p, std::int64_t panel) : scale(p.scale) {
+  Finish(const DirectConvolutionParams& p, std::int64_t panel) : scale(p.scale) {
     for (int j = 0; j < kVectors; ++j) {
       const std::int64_t channel = panel * kTileColumns + j * kLanes;
       lanes[j] = static_cast<int>(std::clamp<std::int64_t>(p.out_channels - channel, 0, kLanes));
@@ -100,15 +102,17 @@ struct Finish {
   }
 };
 
-template <class Tiles>
-void convolve_panel(const Conv3x3Params& p, std::int64_t sample, std::int64_t panel,
+template <int kernel, class Tiles>
+void convolve_panel(const DirectConvolutionParams& p, std::int64_t sample, std::int64_t panel,
                     const Range& tiles, const BFloat16* image) {
   const Bordered bordered(p);
-  const std::int64_t size = bordered.channels * 9 * kTileColumns;
+  const int steps = static_cast<int>(bordered.channels / kTileDepth) * kernel * kernel;
+  const std::int64_t size = std::int64_t{steps} * kTileDepth * kTileColumns;
   const auto* weights = static_cast<const BFloat16*>(p.packed) + panel * size;
   const std::int64_t pairs = divide_up(tiles.size(), 2);
   const bool last = (panel + 1) * kTileColumns >= p.out_channels;
   const int lines = last ? 0 : static_cast<int>(divide_up(kTileColumns, pairs));
+  const int rows_of_step = (Places::kCount + steps - 1) / steps;
   const char* ahead = reinterpret_cast<const char*>(weights + size);
   alignas(64) float sums[Places::kCount * kTileColumns];
   const Finish finish(p, panel);
@@ -119,24 +123,31 @@ void convolve_panel(const Conv3x3Params& p, std::int64_t sample, std::int64_t pa
     // What is written comes to the nearest cache meanwhile, the next panel to the second.
     const auto beside = [&](int i) FASTDIFF_LAMBDA_INLINE {
       for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-      if (i >= Places::kCount || places.y[i] == nullptr) return;
-      __builtin_prefetch(places.y[i], 1, 3);
-      __builtin_prefetch(places.residual[i], 0, 3);
+      const int after = std::min((i + 1) * rows_of_step, Places::kCount);
+      for (int row = i * rows_of_step; row < after; ++row) {
+        __builtin_prefetch(places.y[row], 1, 3);
+        __builtin_prefetch(places.residual[row], 0, 3);
+      }
     };
     const BFloat16* const a[2] = {image + bordered.position(tile) * bordered.pixel,
                                   image + bordered.position(pair.last - 1) * bordered.pixel};
     if (pair.size() == 2) {
-      products<2>(unit, bordered, a, weights, sums, beside);
+      products<2, kernel>(unit, bordered, a, weights, sums, beside);
     } else {
-      products<1>(unit, bordered, a, weights, sums, beside);
+      products<1, kernel>(unit, bordered, a, weights, sums, beside);
     }
     finish(places, sums);
   }
 }
 
-inline Direct direct(bool matrix_unit) {
+template <class Tiles>
+Direct direct_of(int kernel) {
+  return {border_row, kernel == 1 ? convolve_panel<1, Tiles> : convolve_panel<3, Tiles>};
+}
+
+inline Direct direct(int kernel, bool matrix_unit) {
 #if FASTDIFF_LEVEL >= 5
-  if (matrix_unit) return {border_row, convolve_panel<MatrixUnitTiles>};
+  if (matrix_unit) return direct_of<MatrixUnitTiles>(kernel);
 #endif
-  return {border_row, convolve_panel<PlainTiles>};
+  return direct_of<PlainTiles>(kernel);
 }
