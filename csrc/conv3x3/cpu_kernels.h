@@ -33,7 +33,10 @@ void transform(const Conv3x3Params& p, const Range& tiles, const T* zeros, float
 template <int rows>
 void multiply(const float* v, const float* u, std::int64_t n, bool first, float* m) {
   Floats sums[rows][kVectors] = {};
+  constexpr std::int64_t kAhead = 512;  // floats; the weights of a small image come from far
   for (std::int64_t k = 0; k < n; ++k, u += kPanel) {
+    __builtin_prefetch(u + kAhead);
+    __builtin_prefetch(u + kAhead + kPanel / 2);
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
       const Floats weights = load(u + j * kLanes);
