@@ -15,7 +15,7 @@ inline std::optional<Tensor> direct_convolution(const Tensor& x, std::int64_t ou
   const auto added = residual ? pixels(*residual) : Pixels{};
   const bool short_ones =
       x.scalar_type() == ScalarType::BFloat16 && packed.scalar_type() == ScalarType::BFloat16;
-  if (!short_ones || !from || !added) return std::nullopt;
+  if (!short_ones || !from || !added || x.size(1) == 0) return std::nullopt;
   const std::int64_t factor = upsample ? 2 : 1;
   const std::int64_t N = x.size(0), height = factor * x.size(2), width = factor * x.size(3);
   Tensor y = empty_beside(x, {N, out_channels, height, width}, x.scalar_type(),

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from ..convolution_checks import check_convolution, check_packed
 from ..matrix_unit import matrix_unit_shape
 from . import reference
 
@@ -39,44 +40,10 @@ def conv1x1(
         TypeError: dtypes differ.
         ValueError: a shape or a device does not fit.
     """
-    _check(x, weight, bias, packed, residual)
+    check_convolution("conv1x1", x, weight, bias, residual, kernel=1)
+    check_packed(packed, {torch.bfloat16: matrix_unit_shape(weight)}, "for_matrix_unit")
     out: Tensor = _op(x, weight, bias, packed, residual, scale)
     return out
-
-
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    packed: Tensor | None,
-    residual: Tensor | None,
-) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype} {list(x.shape)}; conv1x1 takes floating [N, C, H, W]")
-    N, C, H, W = x.shape
-    out_channels = len(weight)
-    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "weight": (weight, (out_channels, C, 1, 1)),
-        "bias": (bias, (out_channels,)),
-        "residual": (residual, (N, out_channels, H, W)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; "
-                f"for x of shape {list(x.shape)} give {list(shape)}"
-            )
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} is {tensor.dtype} and x {x.dtype}; convert one to the other")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device} and x on {x.device}")
-    if packed is not None and packed.shape != matrix_unit_shape(weight):
-        raise ValueError(
-            f"packed has shape {list(packed.shape)}, which is not of this weight; "
-            "give for_matrix_unit(weight)"
-        )
 
 
 def _fake(x: Tensor, weight: Tensor, bias: Any, packed: Any, residual: Any, scale: float) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from .. import _library
+from ..convolution_checks import check_convolution, check_packed
 from ..matrix_unit import matrix_unit_shape
 from . import reference
 from .packing import for_winograd, pack_conv3x3, winograd_shape
@@ -52,7 +53,8 @@ def conv3x3(
         TypeError: dtypes differ.
         ValueError: a shape or a device does not fit.
     """
-    _check(x, weight, bias, packed, residual, upsample)
+    check_convolution("conv3x3", x, weight, bias, residual, kernel=3, factor=2 if upsample else 1)
+    check_packed(packed, _packed_shapes(weight), "pack_conv3x3")
     out: Tensor = _op(x, weight, bias, packed, residual, scale, upsample)
     return out
 
@@ -89,47 +91,11 @@ def _pays(x: Tensor, weight: Tensor, upsample: bool) -> bool:
     )
 
 
-def _check(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    packed: Tensor | None,
-    residual: Tensor | None,
-    upsample: bool,
-) -> None:
-    if x.dim() != 4 or not x.is_floating_point():
-        raise ValueError(f"x is {x.dtype} {list(x.shape)}; conv3x3 takes floating [N, C, H, W]")
-    N, C, H, W = x.shape
-    factor, out_channels = 2 if upsample else 1, len(weight)
-    expected: dict[str, tuple[Tensor | None, tuple[int, ...]]] = {
-        "weight": (weight, (out_channels, C, 3, 3)),
-        "bias": (bias, (out_channels,)),
-        "residual": (residual, (N, out_channels, factor * H, factor * W)),
-    }
-    for name, (tensor, shape) in expected.items():
-        if tensor is None:
-            continue
-        if tensor.shape != shape:
-            raise ValueError(
-                f"{name} has shape {list(tensor.shape)}; "
-                f"for x of shape {list(x.shape)} give {list(shape)}"
-            )
-        if tensor.dtype != x.dtype:
-            raise TypeError(f"{name} is {tensor.dtype} and x {x.dtype}; convert one to the other")
-        if tensor.device != x.device:
-            raise ValueError(f"{name} is on {tensor.device} and x on {x.device}")
-    if packed is not None and not _packed_of(weight, packed):
-        raise ValueError(
-            f"packed has shape {list(packed.shape)}, which is not of this weight; "
-            "give pack_conv3x3(weight)"
-        )
-
-
-def _packed_of(weight: Tensor, packed: Tensor) -> bool:
-    by_dtype = {torch.float32: winograd_shape(weight)}
+def _packed_shapes(weight: Tensor) -> dict[torch.dtype, tuple[int, ...]]:
+    shapes = {torch.float32: winograd_shape(weight)}
     if weight.dtype == torch.bfloat16:
-        by_dtype[torch.bfloat16] = matrix_unit_shape(weight)
-    return packed.is_contiguous() and packed.shape == by_dtype.get(packed.dtype)
+        shapes[torch.bfloat16] = matrix_unit_shape(weight)
+    return shapes
 
 
 def _fake(
