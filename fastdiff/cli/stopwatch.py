@@ -56,9 +56,11 @@ class Stopwatch:
         if not isinstance(model, nn.Module):
             return self._timed(model)
         watch(MODEL, model)
+        within: set[nn.Module] = set()
         for module in model.modules() if by_kind else ():
-            if (kind := _kind(module)) is not None:
+            if module not in within and (kind := _kind(module)) is not None:
                 watch(kind, module)
+                within.update(module.modules())
         return model
 
     def _timed(self, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -95,6 +97,6 @@ def _kind(module: object) -> str | None:
     kinds: dict[tuple[type, ...], str] = {
         (nn.Conv2d, *engine.convolution.KINDS): KINDS[0],
         (blocks.Norm, engine.blocks.Normalisation): KINDS[1],
-        (blocks.Attention, engine.blocks.Attention): KINDS[2],
+        (blocks.Attention, engine.blocks.Attention, engine.blocks.AttentionByUnit): KINDS[2],
     }
     return next((kind for types, kind in kinds.items() if isinstance(module, types)), None)
