@@ -44,8 +44,8 @@ inline std::int64_t divide_up(std::int64_t a, std::int64_t b) { return (a + b - 
 
 inline int element_size(const GroupNormSiluParams& p) { return p.dtype == DType::float32 ? 4 : 2; }
 
-// Whether packs of `width` elements neither straddle what a thread keeps apart nor lie askew, at
-// `also` neither.
+// Whether packs of `width` elements neither straddle what a thread keeps apart nor lie askew, in
+// the tensors of p and in `also`.
 inline bool fits(const GroupNormSiluParams& p, int width, const void* also = nullptr) {
   const std::int64_t run = p.channels_last ? p.channels : p.spatial;
   if (p.channels_last &&

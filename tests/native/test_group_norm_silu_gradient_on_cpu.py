@@ -10,10 +10,8 @@ import torch
 from torch import Tensor
 
 from fastdiff.ops.group_norm_silu import reference
-from tests.judge import assert_close_by_law4
 from tests.native import on_cpu
 from tests.native.test_group_norm_silu_on_cpu import (
-    EPS,
     GPUS,
     KINDS,
     TYPES,
@@ -24,6 +22,7 @@ from tests.native.test_group_norm_silu_on_cpu import (
     randn,
     regimes,
 )
+from tests.ops.group_norm_silu_gradients import EPS, assert_gradients_by_law4
 
 
 def kernels(kind: Kind, regime: str, dtype: torch.dtype, like_x: bool = False) -> list[str]:
@@ -42,47 +41,17 @@ def half(x: Tensor) -> Tensor:
     return x[:, :, : x.shape[2] // 2].contiguous(memory_format=layout)
 
 
-def plain(index: int, groups: int, silu: bool, x: Tensor, grad: Tensor, *rest: Any) -> Tensor:
-    weight, bias, scale, shift, residual = rest
-    statistics = reference.group_norm_silu(
-        x, groups, weight, bias, EPS, scale, shift, silu, residual
-    )[1:]
-    return reference.group_norm_silu_gradient(
-        grad, x, groups, weight, bias, scale, shift, silu, residual, *statistics
-    )[index]
+def judge(x: Tensor, groups: int, *rest: Any, gpu: on_cpu.Gpu, **named: Any) -> list[on_cpu.Launch]:
+    """`rest` is weight, bias, scale, shift, silu and residual; returns the launches."""
+    launches: list[on_cpu.Launch] = []
 
+    def compute(*arguments: Any) -> list[Tensor]:
+        found = on_cpu.group_norm_silu_gradient(*arguments, gpu=gpu)
+        assert found is not None
+        launches.extend(on_cpu.launches())
+        return found
 
-def judge(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    silu: bool = True,
-    residual: Tensor | None = None,
-    *,
-    gpu: on_cpu.Gpu,
-) -> list[on_cpu.Launch]:
-    """Each gradient of what is given, for random gradients of y; returns the launches."""
-    grad = torch.empty_like(x).copy_(randn(*x.shape, seed=9))
-    vectors = (weight, bias, scale, shift)
-    _, mean, rstd = reference.group_norm_silu(
-        x, groups, weight, bias, EPS, None, None, silu, residual
-    )
-    found = on_cpu.group_norm_silu_gradient(
-        grad, x, groups, *vectors, silu, residual, mean, rstd, gpu=gpu
-    )
-    assert found is not None
-    launches = on_cpu.launches()
-    by_channel = None if residual is None or residual.shape == x.shape else residual
-    for index, leaf in enumerate((x, *vectors, by_channel)):
-        if leaf is not None:
-            assert_close_by_law4(
-                found[index],
-                lambda *inputs, k=index: plain(k, groups, silu, *inputs),
-                x, grad, *vectors, residual,
-            )  # fmt: skip
+    assert_gradients_by_law4(compute, x, groups, *rest, **named)
     return launches
 
 

@@ -7,7 +7,6 @@ import re
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdiff.ops import _library, conv1x1
@@ -16,14 +15,15 @@ from fastdiff.ops.matrix_unit import for_matrix_unit
 from tests.judge import assert_close_by_law4
 from tests.threads import on_threads
 
-from .test_conv3x3 import NATIVE, randn
+from . import convolutions
+from .convolutions import Case, bad_inputs, cases, randn
 
 BF16 = torch.bfloat16
+NATIVE = _library.native_path() is not None
 
 
 def weights(out_channels: int, channels: int, dtype: torch.dtype = BF16) -> tuple[Tensor, Tensor]:
-    weight = randn(out_channels, channels, 1, 1, seed=1) / channels**0.5
-    return weight.to(dtype), randn(out_channels, dtype=dtype, seed=2)
+    return convolutions.weights(out_channels, channels, dtype, kernel=1)
 
 
 def judge(
@@ -49,31 +49,10 @@ def test_reference_is_the_formula() -> None:
 
 
 @settings(max_examples=150, deadline=None)
-@given(
-    batch=st.integers(1, 4),
-    channels=st.integers(1, 150) | st.sampled_from([32, 64, 256]),
-    out_channels=st.integers(1, 80),
-    size=st.tuples(st.integers(1, 12), st.integers(1, 12) | st.sampled_from([16, 32])),
-    with_bias=st.booleans(),
-    with_residual=st.booleans(),
-    scale=st.sampled_from([1.0, 0.5**0.5]),
-    threads=st.sampled_from([1, 2, 3, 7]),
-)
-def test_any_shape_by_law4(
-    batch: int,
-    channels: int,
-    out_channels: int,
-    size: tuple[int, int],
-    with_bias: bool,
-    with_residual: bool,
-    scale: float,
-    threads: int,
-) -> None:
-    weight, bias = weights(out_channels, channels)
-    x = randn(batch, channels, *size, dtype=BF16)
-    residual = randn(batch, out_channels, *size, dtype=BF16, seed=3)
-    with on_threads(threads):
-        judge(x, weight, bias if with_bias else None, residual if with_residual else None, scale)
+@given(case=cases([BF16], kernel=1))
+def test_any_shape_by_law4(case: Case) -> None:
+    with on_threads(case.threads):
+        judge(case.x, case.weight, case.bias, case.residual, case.scale)
 
 
 @pytest.mark.parametrize("view", ["some of the channels", "cropped", "every other sample"])
@@ -122,17 +101,7 @@ def test_opcheck_and_no_gradient() -> None:
         conv1x1(x.requires_grad_(), weight, bias).sum().backward()
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": torch.ones(2, 8, 5)}, ValueError, "x is torch.float32 [2, 8, 5]"),
-        ({"weight": torch.ones(8, 7, 1, 1)}, ValueError, "weight has shape [8, 7, 1, 1]"),
-        ({"bias": torch.ones(7)}, ValueError, "bias has shape [7]"),
-        ({"bias": torch.ones(8).half()}, TypeError, "bias is torch.float16"),
-        ({"residual": torch.ones(2, 8, 6, 6)}, ValueError, "give [2, 8, 5, 5]"),
-        ({"packed": torch.ones(2, 16, 8, 32)}, ValueError, "give for_matrix_unit(weight)"),
-    ],
-)
+@pytest.mark.parametrize(("change", "error", "message"), bad_inputs(1, "for_matrix_unit"))
 def test_bad_input(change: dict[str, Tensor], error: type[Exception], message: str) -> None:
     weight, bias = weights(8, 8, torch.float32)
     arguments = {"x": randn(2, 8, 5, 5), "weight": weight, "bias": bias, **change}

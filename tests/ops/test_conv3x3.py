@@ -7,28 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdiff.ops import _library, conv3x3, pack_conv3x3
 from fastdiff.ops.conv3x3 import reference
 from fastdiff.ops.conv3x3.packing import for_winograd
 from tests.judge import assert_close_by_law4
+from tests.threads import on_threads
+
+from .convolutions import Case, bad_inputs, cases, randn, weights
 
 NATIVE = _library.native_path() is not None
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
-
-
-def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
-    x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x
-
-
-def weights(
-    out_channels: int, channels: int, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor]:
-    weight = randn(out_channels, channels, 3, 3, seed=1) / (9 * channels) ** 0.5
-    return weight.to(dtype), randn(out_channels, dtype=dtype, seed=2)
 
 
 def judge(
@@ -67,47 +57,10 @@ def test_kernel_by_law4(
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    batch=st.integers(1, 4),
-    channels=st.integers(1, 150),
-    out_channels=st.integers(1, 80),
-    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
-    dtype=st.sampled_from(DTYPES),
-    with_bias=st.booleans(),
-    with_residual=st.booleans(),
-    scale=st.sampled_from([1.0, 0.5**0.5]),
-    upsample=st.booleans(),
-    threads=st.sampled_from([1, 2, 3, 7]),
-)
-def test_any_shape_by_law4(
-    batch: int,
-    channels: int,
-    out_channels: int,
-    size: tuple[int, int],
-    dtype: torch.dtype,
-    with_bias: bool,
-    with_residual: bool,
-    scale: float,
-    upsample: bool,
-    threads: int,
-) -> None:
-    weight, bias = weights(out_channels, channels, dtype)
-    x = randn(batch, channels, *size, dtype=dtype)
-    factor = 2 if upsample else 1
-    residual = randn(batch, out_channels, *(factor * n for n in size), dtype=dtype, seed=3)
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        judge(
-            x,
-            weight,
-            bias if with_bias else None,
-            residual if with_residual else None,
-            scale,
-            upsample,
-        )
-    finally:
-        torch.set_num_threads(before)
+@given(case=cases(DTYPES))
+def test_any_shape_by_law4(case: Case) -> None:
+    with on_threads(case.threads):
+        judge(case.x, case.weight, case.bias, case.residual, case.scale, case.upsample)
 
 
 @pytest.mark.parametrize("view", ["some of the channels", "cropped", "every other sample"])
@@ -132,14 +85,10 @@ def test_bits_depend_on_neither_threads_nor_batch() -> None:
     x, (weight, bias) = randn(5, 96, 10, 10), weights(80, 96)
     packed = pack_conv3x3(weight)
     whole = conv3x3(x, weight, bias, packed=packed)
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 3, 8):
-            torch.set_num_threads(threads)
+    for threads in (1, 3, 8):
+        with on_threads(threads):
             alone = conv3x3(x[3:4], weight, bias, packed=packed)
-            assert torch.equal(alone, whole[3:4]) or not NATIVE
-    finally:
-        torch.set_num_threads(before)
+        assert torch.equal(alone, whole[3:4]) or not NATIVE
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -182,17 +131,7 @@ def test_opcheck() -> None:
     torch.library.opcheck(torch.ops.fastdiff.conv3x3.default, args)
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"x": torch.ones(2, 8, 5)}, ValueError, "x is torch.float32 [2, 8, 5]"),
-        ({"weight": torch.ones(8, 7, 3, 3)}, ValueError, "weight has shape [8, 7, 3, 3]"),
-        ({"bias": torch.ones(7)}, ValueError, "bias has shape [7]"),
-        ({"bias": torch.ones(8).half()}, TypeError, "bias is torch.float16"),
-        ({"residual": torch.ones(2, 8, 6, 6)}, ValueError, "give [2, 8, 5, 5]"),
-        ({"packed": torch.ones(2, 16, 8, 32)}, ValueError, "give pack_conv3x3(weight)"),
-    ],
-)
+@pytest.mark.parametrize(("change", "error", "message"), bad_inputs(3, "pack_conv3x3"))
 def test_bad_input(change: dict[str, Tensor], error: type[Exception], message: str) -> None:
     weight, bias = weights(8, 8)
     arguments = {"x": randn(2, 8, 5, 5), "weight": weight, "bias": bias, **change}

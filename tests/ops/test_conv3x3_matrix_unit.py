@@ -11,7 +11,6 @@ from collections.abc import Iterator
 import pytest
 import torch
 from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from fastdiff.ops import _library, conv3x3, pack_conv3x3
 from fastdiff.ops.conv3x3 import reference
@@ -19,7 +18,8 @@ from fastdiff.ops.conv3x3.packing import for_winograd
 from fastdiff.ops.matrix_unit import for_matrix_unit
 from tests.threads import on_threads
 
-from .test_conv3x3 import NATIVE, judge, randn, weights
+from .convolutions import Case, cases, randn, weights
+from .test_conv3x3 import NATIVE, judge
 
 BF16 = torch.bfloat16
 
@@ -64,42 +64,13 @@ def test_kernel_by_law4(
 
 
 @settings(max_examples=100, deadline=None)
-@given(
-    batch=st.integers(1, 4),
-    channels=st.integers(1, 150),
-    out_channels=st.integers(1, 80),
-    size=st.tuples(st.integers(1, 12), st.integers(1, 12) | st.sampled_from([16, 32])),
-    with_bias=st.booleans(),
-    with_residual=st.booleans(),
-    scale=st.sampled_from([1.0, 0.5**0.5]),
-    upsample=st.booleans(),
-    threads=st.sampled_from([1, 2, 3, 7]),
-)
-def test_any_shape_by_law4(
-    batch: int,
-    channels: int,
-    out_channels: int,
-    size: tuple[int, int],
-    with_bias: bool,
-    with_residual: bool,
-    scale: float,
-    upsample: bool,
-    threads: int,
-) -> None:
-    weight, bias = weights(out_channels, channels, BF16)
-    x = randn(batch, channels, *size, dtype=BF16)
-    factor = 2 if upsample else 1
-    residual = randn(batch, out_channels, *(factor * n for n in size), dtype=BF16, seed=3)
-    with on_threads(threads), tiles_serve():
+@given(case=cases([BF16]))
+def test_any_shape_by_law4(case: Case) -> None:
+    with on_threads(case.threads), tiles_serve():
         judge(
-            x,
-            weight,
-            bias if with_bias else None,
-            residual if with_residual else None,
-            scale,
-            upsample,
+            case.x, case.weight, case.bias, case.residual, case.scale, case.upsample,
             for_matrix_unit,
-        )
+        )  # fmt: skip
 
 
 @pytest.mark.parametrize("view", ["some of the channels", "cropped", "every other sample"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -10,8 +11,8 @@ from torch import Tensor
 
 from fastdiff.ops import _library, group_norm_silu
 from fastdiff.ops.group_norm_silu import reference
-from tests.judge import assert_close_by_law4
-from tests.ops.test_group_norm_silu_cuda import EPS, SHAPES, dtypes, layouts, randn
+from tests.ops.group_norm_silu_gradients import EPS, assert_gradients_by_law4
+from tests.ops.test_group_norm_silu_cuda import SHAPES, dtypes, layouts, randn
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,42 +21,17 @@ pytestmark = [
 OP = torch.ops.fastdiff.group_norm_silu_gradient.default
 
 
-def statistics(x: Tensor, groups: int, residual: Tensor | None = None) -> tuple[Tensor, ...]:
-    return reference.group_norm_silu(x, groups, None, None, EPS, residual=residual)[1:]
+def judge(x: Tensor, groups: int, *rest: Any, served: int = 1, **named: Any) -> None:
+    """`rest` is weight, bias, scale, shift, silu and residual."""
 
+    def compute(*arguments: Any) -> Sequence[Tensor]:
+        calls = _library.native_calls("group_norm_silu_gradient", "CUDA")
+        found: Sequence[Tensor] = OP(*arguments)
+        torch.cuda.synchronize()
+        assert _library.native_calls("group_norm_silu_gradient", "CUDA") == calls + served
+        return found
 
-def judge(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    scale: Tensor | None = None,
-    shift: Tensor | None = None,
-    silu: bool = True,
-    residual: Tensor | None = None,
-    served: int = 1,
-) -> None:
-    """Each gradient of what is given, for random gradients of y."""
-    grad = torch.empty_like(x).copy_(randn(*x.shape, seed=9))
-    vectors = (weight, bias, scale, shift)
-
-    def plain(index: int, x: Tensor, grad: Tensor, *rest: Any) -> Tensor:
-        weight, bias, scale, shift, residual = rest
-        found = reference.group_norm_silu_gradient(
-            grad, x, groups, weight, bias, scale, shift, silu, residual,
-            *statistics(x, groups, residual),
-        )  # fmt: skip
-        return found[index]
-
-    calls = _library.native_calls("group_norm_silu_gradient", "CUDA")
-    found = OP(grad, x, groups, *vectors, silu, residual, *statistics(x, groups, residual))
-    torch.cuda.synchronize()
-    assert _library.native_calls("group_norm_silu_gradient", "CUDA") == calls + served
-    by_channel = None if residual is None or residual.shape == x.shape else residual
-    for index, leaf in enumerate((x, *vectors, by_channel)):
-        if leaf is not None:
-            inputs = (x, grad, *vectors, residual)
-            assert_close_by_law4(found[index], lambda *i, k=index: plain(k, *i), *inputs)
+    assert_gradients_by_law4(compute, x, groups, *rest, **named)
 
 
 @dtypes
@@ -83,7 +59,7 @@ def test_every_run_has_the_same_bits_also_in_a_graph(
     x = randn(5, 128, side, side, dtype=torch.bfloat16).contiguous(memory_format=layout)
     weight, bias = randn(128, seed=1), randn(128, seed=2)
     arguments = (randn(*x.shape).to(x), x, 32, weight, bias, None, None, True, None)
-    given = statistics(x, 32)
+    given = reference.group_norm_silu(x, 32, None, None, EPS)[1:]
     first = OP(*arguments, *given)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
