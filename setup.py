@@ -22,7 +22,7 @@ from setuptools.build_meta import *  # noqa: F403  the backend is setuptools', i
 
 ROOT = Path(__file__).resolve().parent
 MODES = ("auto", "cpu", "cuda", "none")
-TORCH_TARGET = (2, 10)
+TORCH_TARGET = (2, 11)
 OLDEST_GCC = 12  # the first that chooses a kernel by x86-64 level at run time
 ARCHITECTURES = ("80", "90a", "100")
 CXX_FLAGS = ["-std=c++20", "-O3", "-g0", "-fvisibility=hidden", "-Wall", "-Wno-psabi"]

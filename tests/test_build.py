@@ -59,7 +59,7 @@ def test_a_native_library_is_there_where_it_can_be(setup: ModuleType) -> None:
 @needs_native
 def test_build_info_names_what_was_built(setup: ModuleType) -> None:
     facts = build_info()
-    assert facts["torch_target"] == "2.10"
+    assert facts["torch_target"] == "2.11"
     assert re.search(r"\d+\.\d+", facts["compiler"])
     assert facts["git_revision"]
     cuda = facts["build"] == "cuda"

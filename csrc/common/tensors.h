@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "dtype.h"
+#include "huge_pages.h"
 #include "pixels.h"
 #include "strided.h"
 
@@ -117,8 +118,33 @@ void parallel_runs(const Runs& runs, const Kernel& kernel) {
 
 inline float* floats(const Tensor& x) { return static_cast<float*>(x.mutable_data_ptr()); }
 
+inline std::vector<std::int64_t> dense_strides(const std::vector<std::int64_t>& sizes,
+                                               bool channels_last) {
+  std::vector<std::int64_t> strides(sizes.size());
+  std::int64_t stride = 1;
+  const auto next = [&](std::size_t axis) {
+    strides[axis] = stride;
+    stride *= std::max<std::int64_t>(1, sizes[axis]);
+  };
+  if (channels_last) next(1);
+  for (std::size_t axis = sizes.size(); axis-- > 0;) {
+    if (!channels_last || axis != 1) next(axis);
+  }
+  return strides;
+}
+
+// On the CPU from huge pages where that gains, as their tensors cannot be resized.
 inline Tensor empty_beside(const Tensor& x, const std::vector<std::int64_t>& sizes,
                            ScalarType dtype, torch::headeronly::MemoryFormat format) {
+  if (const auto known = kernel_dtype(dtype); known && x.is_cpu()) {
+    std::size_t bytes = *known == DType::float32 ? 4 : 2;
+    for (const std::int64_t size : sizes) bytes *= static_cast<std::size_t>(size);
+    if (void* block = huge_pages::take(bytes)) {
+      const bool channels_last = format != torch::headeronly::MemoryFormat::Contiguous;
+      return torch::stable::from_blob(block, sizes, dense_strides(sizes, channels_last), x.device(),
+                                      dtype, huge_pages::give_back);
+    }
+  }
   return torch::stable::empty(sizes, dtype, std::nullopt, x.device(), std::nullopt, format);
 }
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import mmap
 import pickle
-import re
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +16,7 @@ from fastdiff.engine import AcceleratedUNet, accelerate, blocks, planned
 from fastdiff.engine.convolution import Own, Packed
 from fastdiff.models import UNet
 from fastdiff.ops import _library, pack_conv3x3, use_reference
+from tests.memory import flags_of_memory_at
 from tests.models.unets import ADM, CIFAR10, SMALL, randomised, rms
 
 CONFIGS: dict[str, dict[str, Any]] = {
@@ -242,14 +241,3 @@ def test_packed_weights_lie_side_by_side_in_huge_pages() -> None:
         assert "hg" in flags_of_memory_at(own[0].packed.data_ptr())
     copied = pickle.dumps(fast)
     assert len(copied) < 1.2 * sum(p.nbytes for m in own for p in (m.packed, m.weight)) + 2**25
-
-
-def flags_of_memory_at(address: int) -> list[str]:
-    """As Linux tells them; "hg" is the advice of huge pages."""
-    inside = False
-    for line in Path("/proc/self/smaps").read_text().splitlines():
-        if match := re.match(r"([0-9a-f]+)-([0-9a-f]+) ", line):
-            inside = int(match[1], 16) <= address < int(match[2], 16)
-        elif inside and line.startswith("VmFlags:"):
-            return line.split()[1:]
-    return []

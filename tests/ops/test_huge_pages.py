@@ -1,0 +1,106 @@
+"""The memory of what the CPU kernels return: used again, never while a tensor still lies there."""
+
+from __future__ import annotations
+
+import os
+import random
+import re
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from fastdiff.ops import _library, group_norm_silu
+from tests.memory import flags_of_memory_at
+
+pytestmark = pytest.mark.skipif(
+    _library.native_path() is None or sys.platform != "linux", reason="of the native library"
+)
+LEAST = 2**16  # bytes
+
+
+def output(value: float, floats: int) -> Tensor:
+    """[1, 1, floats] of float32 from a kernel, all of them `value`."""
+    bias = torch.full((1,), float(value))
+    return group_norm_silu(torch.zeros(1, 1, floats), 1, torch.ones(1), bias, 1e-5, silu=False)
+
+
+def test_the_place_of_a_tensor_that_went_is_the_next_ones() -> None:
+    first = output(1.0, 10**6)
+    place = first.data_ptr()
+    assert place % 64 == 0 and "hg" in flags_of_memory_at(place)
+    del first
+    assert output(2.0, 10**6).data_ptr() == place
+
+
+def test_small_outputs_and_empty_ones_are_torchs() -> None:
+    assert output(1.0, LEAST // 4).untyped_storage().resizable() is False
+    assert output(1.0, LEAST // 4 - 1).untyped_storage().resizable()
+    empty = group_norm_silu(torch.zeros(0, 4, 200, 200), 2, None, None, 1e-5)
+    assert empty.untyped_storage().resizable()
+
+
+@pytest.mark.parametrize("threads", [1, 4])
+def test_no_tensor_is_written_over(threads: int) -> None:
+    def wrong_ones(seed: int) -> int:
+        draw, kept, wrong = random.Random(seed), dict[int, Tensor](), 0
+        for i in range(400):
+            value = 1000 * seed + i
+            kept[value] = output(value, draw.choice([2**14, 20000, 50001, 2**18, 700000]))
+            for gone in draw.sample(sorted(kept), max(0, len(kept) - draw.randrange(1, 12))):
+                wrong += not (kept.pop(gone) == gone).all()
+        return wrong
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert sum(pool.map(wrong_ones, range(threads))) == 0
+
+
+def test_views_and_arrays_keep_the_place_taken() -> None:
+    array, view = output(3.0, 10**5).numpy(), output(4.0, 10**5)[:, :, 5000:5010]
+    others = [output(5.0, 10**5) for _ in range(4)]
+    assert (array == 3).all() and (view == 4).all() and len(others) == 4
+
+
+def test_memory_goes_back_to_the_system_beyond_what_is_kept() -> None:
+    before = resident()
+    many = [output(float(i), 2**24) for i in range(20)]  # 64 MB each
+    assert resident() - before > 1200
+    assert all((tensor[0, 0, ::4096] == i).all() for i, tensor in enumerate(many))
+    many.clear()
+    assert resident() - before < 600
+    assert (output(7.0, 2**24) == 7).all()
+
+
+def test_a_child_process_has_its_own_copy() -> None:
+    script = f"""
+import os, torch
+from tests.ops.test_huge_pages import output
+kept = output(1.0, {LEAST})
+child = os.fork()
+if child == 0:
+    mine = output(3.0, {LEAST})
+    kept.fill_(4.0)
+    os._exit(0 if (mine == 3).all() and (kept == 4).all() else 1)
+assert os.waitpid(child, 0)[1] == 0 and (kept == 1).all()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=Path(__file__).parents[2],
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def test_shared_with_another_process_and_saved(tmp_path: Path) -> None:
+    tensor = output(6.0, LEAST)
+    torch.save(tensor, tmp_path / "it.pt")
+    assert torch.equal(torch.load(tmp_path / "it.pt", weights_only=True), tensor)
+    assert tensor.share_memory_().is_shared() and (tensor == 6).all()
+
+
+def resident() -> float:
+    """MB of memory that this process has."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
