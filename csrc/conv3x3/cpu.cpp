@@ -35,9 +35,13 @@ void conv3x3_cpu(const Conv3x3Params& p) {
   const Range tiles = all_tiles(p);
   const Range panels{0, divide_up(p.out_channels, kPanel)};
   const std::int64_t most = std::clamp<std::int64_t>(kTransformed / (16 * p.channels), 16, 36);
-  std::int64_t blocks = divide_up(tiles.size(), most);
-  if (tiles.size() >= 8 * threads) blocks = divide_up(blocks, threads) * threads;
-  const std::int64_t groups = std::min(panels.size(), std::max<std::int64_t>(1, threads / blocks));
+  std::int64_t blocks = divide_up(tiles.size(), most), groups = 1;
+  if (blocks >= threads) {
+    blocks = divide_up(blocks, threads) * threads;
+  } else {
+    groups = std::min(panels.size(), threads / blocks);
+    blocks = std::max(blocks, std::min(threads / groups, tiles.size() / 8));
+  }
   torch::stable::parallel_for(0, blocks * groups, 1, [&](std::int64_t begin, std::int64_t end) {
     static thread_local Workspace space;
     for (std::int64_t task = begin; task < end; ++task) {

@@ -29,14 +29,15 @@ void transform(const Conv3x3Params& p, const Range& tiles, const T* zeros, float
 
 // ---- M = V U, a panel of output channels at a time ----
 
-// m [rows, kPanel] (+)= v [rows, n] u [n, kPanel].
+// m [rows, kPanel] (+)= v [rows, n] u [n, kPanel], while `ahead` comes nearer, n times `step`
+// floats.
 template <int rows>
-void multiply(const float* v, const float* u, std::int64_t n, bool first, float* m) {
+void multiply(const float* v, const float* u, std::int64_t n, const float* ahead, std::int64_t step,
+              bool first, float* m) {
   Floats sums[rows][kVectors] = {};
-  constexpr std::int64_t kAhead = 512;  // floats; the weights of a small image come from far
-  for (std::int64_t k = 0; k < n; ++k, u += kPanel) {
-    __builtin_prefetch(u + kAhead);
-    __builtin_prefetch(u + kAhead + kPanel / 2);
+  for (std::int64_t k = 0; k < n; ++k, u += kPanel, ahead += step) {
+    __builtin_prefetch(ahead);
+    __builtin_prefetch(ahead + kPanel / 2);
 #pragma GCC unroll 8
     for (int j = 0; j < kVectors; ++j) {
       const Floats weights = load(u + j * kLanes);
@@ -54,7 +55,8 @@ void multiply(const float* v, const float* u, std::int64_t n, bool first, float*
   }
 }
 
-using Multiply = void (*)(const float*, const float*, std::int64_t, bool, float*);
+using Multiply = void (*)(const float* v, const float* u, std::int64_t n, const float* ahead,
+                          std::int64_t step, bool first, float* m);
 
 template <int... rows>
 constexpr std::array<Multiply, sizeof...(rows)> multiplies(std::integer_sequence<int, rows...>) {
@@ -66,12 +68,14 @@ constexpr auto kMultiplyByRows = multiplies(std::make_integer_sequence<int, kRow
 inline void multiply_position(const float* v, const float* u, std::int64_t tiles, std::int64_t C,
                               float* m) {
   const std::int64_t blocks = divide_up(tiles, kRows);
+  const std::int64_t step = kPanel / blocks;
   for (std::int64_t k = 0; k < C; k += kChunk, v += tiles * kRowStride) {
     const std::int64_t n = std::min(kChunk, C - k);
+    const float* next = u + (k + n) * kPanel;
     for (std::int64_t block = 0; block < blocks; ++block) {
       const std::int64_t first = tiles * block / blocks, last = tiles * (block + 1) / blocks;
-      kMultiplyByRows[last - first - 1](v + first * kRowStride, u + k * kPanel, n, k == 0,
-                                        m + first * kPanel);
+      kMultiplyByRows[last - first - 1](v + first * kRowStride, u + k * kPanel, n,
+                                        next + block * n * step, step, k == 0, m + first * kPanel);
     }
   }
 }
