@@ -1,81 +1,21 @@
 // What cpu_targets.h compiles for each kind of processor: one task's tiles, from x to y.
 
-constexpr int kVectors = kPanel / kLanes;
-// Rows whose sums and weights fit the registers; with more of them AVX-512 was no faster.
-constexpr int kRows = FASTDIFF_LEVEL >= 4 ? 8 : FASTDIFF_LEVEL >= 3 ? 3 : 1;
-// V is [16, chunks, tiles, kRowStride]: constant strides leave one address to each product, and
-// rows a little longer than a chunk do not meet in the same sets of the cache.
-constexpr std::int64_t kRowStride = kChunk + 16;
-
+#include "../common/cpu_products.h"
 #include "cpu_tiles.h"
 
 // ---- V = B^T d B of every tile ----
 
 template <class T>
 void transform(const Conv3x3Params& p, const Range& tiles, const T* zeros, float* v) {
-  const std::int64_t C = p.channels, chunk = tiles.size() * kRowStride;
-  const std::int64_t position = chunks(C) * chunk;
+  const std::int64_t C = p.channels, position = chunks(C) * tiles.size() * kRowStride;
   for (std::int64_t tile = tiles.first; tile < tiles.last; ++tile, v += kRowStride) {
     const T* at[16];
     patch(p, tile, zeros, at);
     for (std::int64_t c = 0; c < C; c += kLanes) {
       const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, C - c));
-      float* to = v + c / kChunk * chunk + c % kChunk;
+      float* to = v + in_chunks(c, tiles.size());
       lanes == kLanes ? transform_tile(at, c, kLanes, to, position)
                       : transform_tile(at, c, lanes, to, position);
-    }
-  }
-}
-
-// ---- M = V U, a panel of output channels at a time ----
-
-// m [rows, kPanel] (+)= v [rows, n] u [n, kPanel], while `ahead` comes nearer, n times `step`
-// floats.
-template <int rows>
-void multiply(const float* v, const float* u, std::int64_t n, const float* ahead, std::int64_t step,
-              bool first, float* m) {
-  Floats sums[rows][kVectors] = {};
-  for (std::int64_t k = 0; k < n; ++k, u += kPanel, ahead += step) {
-    __builtin_prefetch(ahead);
-    __builtin_prefetch(ahead + kPanel / 2);
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      const Floats weights = load(u + j * kLanes);
-#pragma GCC unroll 8
-      for (int row = 0; row < rows; ++row) sums[row][j] += v[row * kRowStride + k] * weights;
-    }
-  }
-#pragma GCC unroll 8
-  for (int row = 0; row < rows; ++row) {
-#pragma GCC unroll 8
-    for (int j = 0; j < kVectors; ++j) {
-      float* to = m + row * kPanel + j * kLanes;
-      store(to, first ? sums[row][j] : load(to) + sums[row][j]);
-    }
-  }
-}
-
-using Multiply = void (*)(const float* v, const float* u, std::int64_t n, const float* ahead,
-                          std::int64_t step, bool first, float* m);
-
-template <int... rows>
-constexpr std::array<Multiply, sizeof...(rows)> multiplies(std::integer_sequence<int, rows...>) {
-  return {multiply<rows + 1>...};
-}
-constexpr auto kMultiplyByRows = multiplies(std::make_integer_sequence<int, kRows>());
-
-// m [tiles, kPanel] = v u [C, kPanel], added up by chunks: one long sum rounds more.
-inline void multiply_position(const float* v, const float* u, std::int64_t tiles, std::int64_t C,
-                              float* m) {
-  const std::int64_t blocks = divide_up(tiles, kRows);
-  const std::int64_t step = kPanel / blocks;
-  for (std::int64_t k = 0; k < C; k += kChunk, v += tiles * kRowStride) {
-    const std::int64_t n = std::min(kChunk, C - k);
-    const float* next = u + (k + n) * kPanel;
-    for (std::int64_t block = 0; block < blocks; ++block) {
-      const std::int64_t first = tiles * block / blocks, last = tiles * (block + 1) / blocks;
-      kMultiplyByRows[last - first - 1](v + first * kRowStride, u + k * kPanel, n,
-                                        next + block * n * step, step, k == 0, m + first * kPanel);
     }
   }
 }
@@ -141,8 +81,8 @@ void convolve(const Conv3x3Params& p, const Range& tiles, const Range& panels, W
     for (int k = 0; k < 16; ++k) {
       // An upsampled tile repeats its middle row and column, whose difference is zero.
       if (p.upsample && (k / 4 == 2 || k % 4 == 2)) continue;
-      multiply_position(v + k * v_position, p.packed + (panel * 16 + k) * C * kPanel, tiles.size(),
-                        C, m + k * m_position);
+      multiply_panel(v + k * v_position, p.packed + (panel * 16 + k) * C * kPanel, tiles.size(), C,
+                     m + k * m_position);
     }
     finish<T>(p, tiles, panel, m);
   }

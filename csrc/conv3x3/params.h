@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../common/dtype.h"
+#include "../common/panels.h"
 #include "../common/pixels.h"
 
 namespace fastdiff {
@@ -20,8 +21,6 @@ struct Conv3x3Params {
   DType dtype;  // of x, residual, bias and y
   bool upsample;
 };
-
-constexpr std::int64_t kPanel = 32;  // output channels that lie side by side in `packed`
 
 void conv3x3_cpu(const Conv3x3Params& params);
 

@@ -97,6 +97,6 @@ def _kind(module: object) -> str | None:
     kinds: dict[tuple[type, ...], str] = {
         (nn.Conv2d, *engine.convolution.KINDS): KINDS[0],
         (blocks.Norm, engine.blocks.Normalisation): KINDS[1],
-        (blocks.Attention, engine.blocks.Attention, engine.blocks.AttentionByUnit): KINDS[2],
+        (blocks.Attention, engine.blocks.Attention, engine.blocks.PackedAttention): KINDS[2],
     }
     return next((kind for types, kind in kinds.items() if isinstance(module, types)), None)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.engine.convolution import Cudnn, Own, convolution, kept, multiplied_by_unit
+from fastdiff.engine.convolution import Cudnn, Own, convolution, kept, suits_own_products
 from fastdiff.models import blocks
 from fastdiff.ops import attention_block
 from fastdiff.ops.attention_block import composite
@@ -108,7 +108,7 @@ class Attention(nn.Module):
         )  # fmt: skip
 
 
-class AttentionByUnit(nn.Module):
+class PackedAttention(nn.Module):
     """An Attention block whose products are 1x1 convolutions of packed weights."""
 
     def __init__(self, block: blocks.Attention) -> None:
@@ -132,7 +132,7 @@ class AttentionByUnit(nn.Module):
 
 def attention(block: blocks.Attention) -> nn.Module:
     """What `block` computes."""
-    return (AttentionByUnit if multiplied_by_unit(block.to_q.weight) else Attention)(block)
+    return (PackedAttention if suits_own_products(block.to_q.weight) else Attention)(block)
 
 
 def pointwise(layer: nn.Linear) -> nn.Conv2d:

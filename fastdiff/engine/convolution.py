@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.ops import _library, biased_sum_, pack_conv3x3
+from fastdiff.ops import _library, biased_sum_, pack_conv1x1, pack_conv3x3
 from fastdiff.ops.conv3x3 import NARROW
-from fastdiff.ops.matrix_unit import for_matrix_unit
 
 
 def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
@@ -32,7 +31,7 @@ class Own(nn.Module):
         super().__init__()
         self.weight, self.bias = kept(conv.weight), kept(conv.bias)
         self.pointwise, self.upsample = conv.kernel_size == (1, 1), upsample
-        pack = for_matrix_unit if self.pointwise else pack_conv3x3
+        pack = pack_conv1x1 if self.pointwise else pack_conv3x3
         self.packed = pack(conv.weight)
 
     def forward(self, x: Tensor, residual: Tensor | None = None, scale: float = 1.0) -> Tensor:
@@ -153,15 +152,19 @@ def onednn_knows(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def multiplied_by_unit(weight: Tensor) -> bool:
-    """Whether the processor has a matrix unit for products with it, and our kernels may use it."""
-    return weight.dtype == torch.bfloat16 and weight.is_cpu and _library.has_matrix_unit()
+def suits_own_products(weight: Tensor) -> bool:
+    """Whether fastdiff::conv1x1 is the fastest product of pixels with it here."""
+    if not weight.is_cpu or not _library.native_kernel("conv1x1", "CPU"):
+        return False
+    if weight.dtype == torch.bfloat16:
+        return _library.has_matrix_unit()
+    return weight.dtype in (torch.float32, torch.float16)
 
 
 def _suits_own(conv: nn.Conv2d, upsample: bool) -> bool:
     wide = min(conv.in_channels, conv.out_channels) >= NARROW
     if (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0)):
-        return wide and not upsample and multiplied_by_unit(conv.weight)
+        return wide and not upsample and suits_own_products(conv.weight)
     plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
     fewer = conv.weight.dtype != torch.bfloat16 or _gains_in_bfloat16(upsample)
     known = conv.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)

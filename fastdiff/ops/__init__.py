@@ -4,7 +4,7 @@ from ._library import use_reference
 from .adamw import adamw_
 from .attention_block import attention_block, attention_block_folded, fold_single_head
 from .biased_sum import biased_sum_
-from .conv1x1 import conv1x1
+from .conv1x1 import conv1x1, pack_conv1x1
 from .conv3x3 import conv3x3, pack_conv3x3, trained_conv3x3
 from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
@@ -22,6 +22,7 @@ __all__ = [
     "denoise_step",
     "fold_single_head",
     "group_norm_silu",
+    "pack_conv1x1",
     "pack_conv3x3",
     "philox_normal",
     "q_sample",

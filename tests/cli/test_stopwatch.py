@@ -10,16 +10,15 @@ import torch
 from fastdiff.cli.stopwatch import Stopwatch
 from fastdiff.engine import accelerate, blocks
 from fastdiff.models import UNet
-from fastdiff.ops import _library
 from tests.models.unets import SMALL, randomised
 
 
-@pytest.mark.parametrize("by_unit", [False, True])
+@pytest.mark.parametrize("packed", [False, True])
 @torch.no_grad()
-def test_parts_within_parts_count_once(monkeypatch: pytest.MonkeyPatch, by_unit: bool) -> None:
-    monkeypatch.setattr(_library, "has_matrix_unit", lambda: by_unit)
-    fast = accelerate(randomised(UNet(**SMALL)).to(torch.bfloat16))
-    attention = blocks.AttentionByUnit if by_unit else blocks.Attention
+def test_parts_within_parts_count_once(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
+    monkeypatch.setattr(blocks, "suits_own_products", lambda weight: packed)
+    fast = accelerate(randomised(UNet(**SMALL)))
+    attention = blocks.PackedAttention if packed else blocks.Attention
     outermost = [m for m in fast.modules() if isinstance(m, attention)]
     assert outermost
     watch = Stopwatch()

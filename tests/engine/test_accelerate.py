@@ -15,7 +15,7 @@ from fastdiff import NoiseSchedule, sample
 from fastdiff.engine import AcceleratedUNet, accelerate, blocks, planned
 from fastdiff.engine.convolution import Own, Packed
 from fastdiff.models import UNet
-from fastdiff.ops import _library, pack_conv3x3, use_reference
+from fastdiff.ops import _library, pack_conv1x1, pack_conv3x3, use_reference
 from tests.memory import flags_of_memory_at
 from tests.models.unets import ADM, CIFAR10, SMALL, randomised, rms
 
@@ -218,15 +218,17 @@ def test_which_convolutions_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.setattr(_library, "has_matrix_unit", lambda: ours)
         parts = [*accelerate(made("cifar10").to(dtype)).plan.parts]
         up = next(part for part in parts if isinstance(part, blocks.Upsample))
-        attention = next(part for part in parts if isinstance(part, (by_library, by_unit)))
+        attention = next(part for part in parts if isinstance(part, (by_library, by_own)))
         return type(parts[1].conv1), type(up.conv), type(attention)
 
-    by_library, by_unit = blocks.Attention, blocks.AttentionByUnit
-    assert kinds(torch.float32, True, True, True) == (own, own, by_library)
+    by_library = blocks.Attention
+    by_own = blocks.PackedAttention if NATIVE else by_library
+    assert kinds(torch.float32, True, True, True) == (own, own, by_own)
+    assert kinds(torch.float16, True) == (own, own, by_own)
     assert kinds(torch.bfloat16, False) == (own, own, by_library)
     assert kinds(torch.bfloat16, True) == (Packed, own, by_library)
     assert kinds(torch.bfloat16, True, True) == (Packed, Packed, by_library)
-    assert kinds(torch.bfloat16, True, True, True) == (own, own, by_unit)
+    assert kinds(torch.bfloat16, True, True, True) == (own, own, by_own)
 
 
 @pytest.mark.skipif(not NATIVE, reason="without the native library no weight is packed")
@@ -236,7 +238,8 @@ def test_packed_weights_lie_side_by_side_in_huge_pages() -> None:
     own = [module for module in fast.plan.modules() if isinstance(module, Own)]
     assert len({module.packed.untyped_storage().data_ptr() for module in own}) == 1
     for module in own:
-        assert torch.equal(module.packed, pack_conv3x3(module.weight))
+        pack = pack_conv1x1 if module.pointwise else pack_conv3x3
+        assert torch.equal(module.packed, pack(module.weight))
     if hasattr(mmap, "MADV_HUGEPAGE"):
         assert "hg" in flags_of_memory_at(own[0].packed.data_ptr())
     copied = pickle.dumps(fast)

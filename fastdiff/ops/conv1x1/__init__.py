@@ -11,8 +11,9 @@ from .. import _library
 from ..convolution_checks import check_convolution, check_packed
 from ..matrix_unit import matrix_unit_shape
 from . import reference
+from .packing import pack_conv1x1, panels_shape
 
-__all__ = ["conv1x1"]
+__all__ = ["conv1x1", "pack_conv1x1"]
 
 
 def conv1x1(
@@ -26,10 +27,13 @@ def conv1x1(
 ) -> Tensor:
     """`(conv(x) + bias + residual) * scale`.
 
+    With packed weights the C++ kernel computes in float32, whatever the dtype; bfloat16 weights
+    that were packed for a processor's matrix unit it multiplies there as they are.
+
     Args:
-        x: [N, C, H, W], floating point; the kernel takes bfloat16 whose channels lie side by side.
+        x: [N, C, H, W], floating point; the kernel takes x whose channels lie side by side.
         weight: [O, C, 1, 1]; bias: [O] or None; both of x's dtype.
-        packed: what for_matrix_unit makes of the weight; None convolves by PyTorch.
+        packed: what pack_conv1x1 makes of the weight; None convolves by PyTorch.
         residual: as the output, or None.
         scale: of the whole sum.
 
@@ -41,7 +45,10 @@ def conv1x1(
         ValueError: a shape or a device does not fit.
     """
     check_convolution("conv1x1", x, weight, bias, residual, kernel=1)
-    check_packed(packed, {torch.bfloat16: matrix_unit_shape(weight)}, "for_matrix_unit")
+    shapes = {torch.float32: panels_shape(weight)}
+    if weight.dtype == torch.bfloat16:
+        shapes[torch.bfloat16] = matrix_unit_shape(weight)
+    check_packed(packed, shapes, "pack_conv1x1")
     out: Tensor = _op(x, weight, bias, packed, residual, scale)
     return out
 

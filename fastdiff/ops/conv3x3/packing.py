@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from .. import _library
 from ..matrix_unit import for_matrix_unit
-
-PANEL = 32  # output channels side by side; kPanel in csrc/conv3x3/params.h
+from ..panels import PANEL, filled_up, panels_of
 
 _G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
 
@@ -26,15 +24,12 @@ def for_winograd(weight: Tensor, *, dtype: torch.dtype = torch.float64) -> Tenso
 
     Lavin and Gray 2016, section 4.1; computed in `dtype` and rounded once.
     """
-    panels, _, C, _ = winograd_shape(weight)
-    taps = F.pad(weight.detach().flatten(2), (0, 0, 0, 0, 0, panels * PANEL - len(weight)))
-    kernels = taps.reshape(panels, PANEL, C, 9).permute(0, 3, 2, 1)
+    kernels = filled_up(weight).permute(0, 3, 2, 1)
     G = torch.kron(_G, _G).to(weight.device, dtype)
-    transformed = G @ kernels.to(dtype).reshape(panels, 9, -1)
+    transformed = G @ kernels.to(dtype).reshape(len(kernels), 9, -1)
     return transformed.float().reshape(winograd_shape(weight))
 
 
 def winograd_shape(weight: Tensor) -> tuple[int, ...]:
     """Of what for_winograd makes of it."""
-    out_channels, channels = weight.shape[:2]
-    return -(-out_channels // PANEL), 16, channels, PANEL
+    return panels_of(weight), 16, weight.shape[1], PANEL

@@ -1,0 +1,40 @@
+// Pixels are shared out among threads, and panels of channels where pixels are few. Every sum has
+// one order, so the bits depend neither on the threads nor on the batch.
+#include <torch/csrc/stable/ops.h>
+
+#include <algorithm>
+#include <array>
+#include <type_traits>
+#include <utility>
+
+#include "params.h"
+
+namespace fastdiff {
+namespace {
+
+using Convolve = void (*)(const Conv1x1Params&, const Range& pixels, const Range& panels,
+                          Workspace& space);
+
+}  // namespace
+}  // namespace fastdiff
+
+#define FASTDIFF_KERNELS "../conv1x1/cpu_kernels.h"
+#include "../common/cpu_targets.h"
+
+namespace fastdiff {
+
+void conv1x1_cpu(const Conv1x1Params& p) {
+  static const auto for_dtype = FASTDIFF_FOR_THIS_PROCESSOR(convolve_pixels_for);
+  const Convolve convolve = for_dtype(p.dtype);
+  constexpr std::int64_t kMost = 64;  // pixels, beside a panel's weights in a second-level cache
+  const Tasks tasks(p.batch * p.height * p.width, kMost, p.out_channels,
+                    torch::stable::get_num_threads());
+  torch::stable::parallel_for(0, tasks.count(), 1, [&](std::int64_t begin, std::int64_t end) {
+    static thread_local Workspace space;
+    for (std::int64_t task = begin; task < end; ++task) {
+      convolve(p, tasks.rows_of(task), tasks.panels_of(task), space);
+    }
+  });
+}
+
+}  // namespace fastdiff

@@ -1,0 +1,61 @@
+// What cpu_targets.h compiles for each kind of processor: one task's pixels, from x to y.
+
+#include "../common/cpu_products.h"
+
+FASTDIFF_INLINE std::int64_t place(const Conv1x1Params& p, const Pixels& of, std::int64_t pixel) {
+  const std::int64_t row = pixel / p.width;
+  return row / p.height * of.sample + row % p.height * of.row + pixel % p.width * of.pixel;
+}
+
+template <class T>
+void gather(const Conv1x1Params& p, const Range& pixels, float* v) {
+  for (std::int64_t pixel = pixels.first; pixel < pixels.last; ++pixel, v += kRowStride) {
+    const T* from = static_cast<const T*>(p.x.data) + place(p, p.x, pixel);
+    for (std::int64_t c = 0; c < p.channels; c += kLanes) {
+      const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, p.channels - c));
+      store(v + in_chunks(c, pixels.size()), load(from + c, lanes));
+    }
+  }
+}
+
+template <class T>
+void finish(const Conv1x1Params& p, const Range& pixels, std::int64_t panel, const float* m) {
+  const std::int64_t O = p.out_channels;
+  const T* residual = static_cast<const T*>(p.residual.data);
+  for (int j = 0; j < kVectors; ++j) {
+    const std::int64_t c = panel * kPanel + j * kLanes;
+    if (c >= O) return;
+    const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, O - c));
+    const Floats bias = p.bias ? load(static_cast<const T*>(p.bias) + c, lanes) : splat(0);
+    const float* from = m + j * kLanes;
+    for (std::int64_t pixel = pixels.first; pixel < pixels.last; ++pixel, from += kPanel) {
+      Floats value = load(from) + bias;
+      if (residual) value += load(residual + place(p, p.residual, pixel) + c, lanes);
+      store(static_cast<T*>(p.y) + pixel * O + c, value * p.scale, lanes);
+    }
+  }
+}
+
+template <class T>
+void convolve_pixels(const Conv1x1Params& p, const Range& pixels, const Range& panels,
+                     Workspace& space) {
+  const std::int64_t C = p.channels, v_size = chunks(C) * pixels.size() * kRowStride;
+  float* v = space.at_least(v_size + pixels.size() * kPanel);
+  float* m = v + v_size;
+  gather<T>(p, pixels, v);
+  for (std::int64_t panel = panels.first; panel < panels.last; ++panel) {
+    multiply_panel(v, p.packed + panel * C * kPanel, pixels.size(), C, m);
+    finish<T>(p, pixels, panel, m);
+  }
+}
+
+inline Convolve convolve_pixels_for(DType dtype) {
+  switch (dtype) {
+    case DType::float32:
+      return convolve_pixels<float>;
+    case DType::float16:
+      return convolve_pixels<Float16>;
+    default:
+      return convolve_pixels<BFloat16>;
+  }
+}
