@@ -1,6 +1,6 @@
 // Compiles the file FASTDIFF_KERNELS once for each kind of x86-64, each time in a namespace of its
-// own; FASTDIFF_FOR_THIS_PROCESSOR(name) is what `name` means in the best of them. The namespaces are
-// all sources' own together: what an inline function is called and takes, no other's may.
+// own; FASTDIFF_FOR_THIS_PROCESSOR(name) is what `name` means in the best of them. All sources
+// share these namespaces: no two may give an inline function the same name and parameters.
 #include <cmath>
 #include <type_traits>
 

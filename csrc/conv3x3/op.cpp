@@ -32,7 +32,7 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
   const auto from = pixels(x);
   const auto added = residual ? pixels(*residual) : Pixels{};
   const std::array<std::int64_t, 4> sizes{x.size(0), O, factor * x.size(2), factor * x.size(3)};
-  const bool fills_tiles = sizes[2] > 1 && sizes[3] > 1;
+  const bool fills_tiles = x.size(1) > 0 && sizes[2] > 1 && sizes[3] > 1;
   if (!packed || !dtype || !from || !added || !fills_tiles) {
     return reference<1>("fastdiff::conv3x3", x, weight, bias, packed, residual, scale, upsample)[0];
   }

@@ -103,6 +103,12 @@ def test_nan_and_inf_reach_their_neighbours_alone(bad: float) -> None:
     assert y[0].isfinite().all() and y[1, :, :4].isfinite().all() and y[1, :, 8:].isfinite().all()
 
 
+def test_an_image_without_channels_is_pytorchs() -> None:
+    x, weight, bias = torch.zeros(2, 0, 6, 6), torch.zeros(8, 0, 3, 3), torch.zeros(8)
+    y = conv3x3(x, weight, bias, packed=pack_conv3x3(weight))
+    assert y.shape == F.conv2d(x, weight, bias, padding=1).shape
+
+
 def test_every_input_matters() -> None:
     x, (weight, bias), residual = randn(1, 8, 6, 6), weights(8, 8), randn(1, 8, 6, 6, seed=3)
     y = conv3x3(x, weight, bias, packed=pack_conv3x3(weight), residual=residual)

@@ -66,12 +66,11 @@ def test_views_and_arrays_keep_the_place_taken() -> None:
 
 
 def test_memory_goes_back_to_the_system_beyond_what_is_kept() -> None:
-    before = resident()
-    many = [output(float(i), 2**24) for i in range(20)]  # 64 MB each
-    assert resident() - before > 1200
+    many = [output(float(i), 2**24) for i in range(20)]  # 64 MB each, 512 MB are kept
+    most = resident()
     assert all((tensor[0, 0, ::4096] == i).all() for i, tensor in enumerate(many))
     many.clear()
-    assert resident() - before < 600
+    assert most - resident() > 700
     assert (output(7.0, 2**24) == 7).all()
 
 
