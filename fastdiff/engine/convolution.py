@@ -43,9 +43,6 @@ class Own(nn.Module):
             out = torch.ops.fastdiff.conv3x3.default(*parameters, self.upsample)
         return out
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "packed": self.packed.clone()}  # without its neighbours in memory
-
 
 class Packed(nn.Module):
     """Any other convolution, by oneDNN where it knows the dtype, else as torch has it."""

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.engine import blocks
-from fastdiff.engine.convolution import Own, convolution
+from fastdiff.engine.convolution import convolution
 from fastdiff.engine.graphs import Graphs
-from fastdiff.engine.pages import HugePages
 from fastdiff.engine.precision import float32_products
 from fastdiff.engine.time import Ahead, TimeProjections
 from fastdiff.models import UNet
@@ -148,10 +147,6 @@ class Plan(nn.Module):
         add(convolution(unet.conv_out))
         parts = (part for part in self.parts if isinstance(part, blocks.Residual))
         self.time = TimeProjections(unet, residuals, [part.take_time_shift() for part in parts])
-        own = [module for module in self.modules() if isinstance(module, Own)]
-        pages = HugePages(module.packed for module in own)
-        for module in own:
-            module.packed = pages.keep(module.packed)
 
     def forward(self, x: Tensor, of_time: Iterable[Tensor]) -> Tensor:
         """x [N, C, H, W] in the plan's dtype and the blocks' projections of time, as `time` gives

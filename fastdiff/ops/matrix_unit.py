@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn import functional as F
 
+from .huge_pages import in_huge_pages
+
 PANEL = 32  # output channels side by side; kPanel in csrc/direct_convolution/cpu.cpp
 
 
@@ -17,7 +19,7 @@ def for_matrix_unit(weight: Tensor) -> Tensor:
     missing = (0, 0, 0, 32 * blocks - channels, 0, PANEL * panels - out_channels)
     filled = F.pad(weight.detach().flatten(2), missing)
     split = filled.reshape(panels, 2, 16, blocks, 16, 2, taps)
-    return split.permute(0, 3, 6, 1, 4, 2, 5).contiguous()
+    return in_huge_pages(split.permute(0, 3, 6, 1, 4, 2, 5))
 
 
 def matrix_unit_shape(weight: Tensor) -> tuple[int, ...]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-import mmap
 import pickle
+import sys
 from typing import Any
 
 import pytest
@@ -232,15 +232,16 @@ def test_which_convolutions_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 @pytest.mark.skipif(not NATIVE, reason="without the native library no weight is packed")
-def test_packed_weights_lie_side_by_side_in_huge_pages() -> None:
+def test_packed_weights_lie_in_huge_pages() -> None:
     """Asked for, that is: whether the system has some left is its matter."""
     fast = accelerate(made("cifar10"))
     own = [module for module in fast.plan.modules() if isinstance(module, Own)]
-    assert len({module.packed.untyped_storage().data_ptr() for module in own}) == 1
     for module in own:
         pack = pack_conv1x1 if module.pointwise else pack_conv3x3
         assert torch.equal(module.packed, pack(module.weight))
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        assert "hg" in flags_of_memory_at(own[0].packed.data_ptr())
+    if sys.platform == "linux":
+        large = [module.packed for module in own if module.packed.nbytes >= 2**16]
+        assert all("hg" in flags_of_memory_at(packed.data_ptr()) for packed in large[::10])
+        assert len(large) > 50
     copied = pickle.dumps(fast)
     assert len(copied) < 1.2 * sum(p.nbytes for m in own for p in (m.packed, m.weight)) + 2**25

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.ops import _library, group_norm_silu
+from fastdiff.ops.huge_pages import in_huge_pages
 from tests.memory import flags_of_memory_at
 
 pytestmark = pytest.mark.skipif(
@@ -42,6 +43,17 @@ def test_small_outputs_and_empty_ones_are_torchs() -> None:
     assert output(1.0, LEAST // 4 - 1).untyped_storage().resizable()
     empty = group_norm_silu(torch.zeros(0, 4, 200, 200), 2, None, None, 1e-5)
     assert empty.untyped_storage().resizable()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64, torch.int64])
+def test_a_copy_of_any_strides(dtype: torch.dtype) -> None:
+    x = torch.arange(2**18).view(8, 64, 512).to(dtype).permute(2, 0, 1)[::2]
+    before = _library.native_calls("in_huge_pages", "CPU")
+    copy = in_huge_pages(x)
+    assert _library.native_calls("in_huge_pages", "CPU") == before + 1
+    assert copy.is_contiguous() and torch.equal(copy, x)
+    assert copy.untyped_storage().resizable() != (dtype.itemsize <= 4)
+    torch.library.opcheck(torch.ops.fastdiff.in_huge_pages.default, (x,))
 
 
 @pytest.mark.parametrize("threads", [1, 4])

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from ..huge_pages import in_huge_pages
 from ..matrix_unit import for_matrix_unit
 from ..panels import PANEL, filled_up, panels_of
 
@@ -19,7 +20,7 @@ def pack_conv1x1(weight: Tensor) -> Tensor:
 
 def in_panels(weight: Tensor) -> Tensor:
     """weight [O, C, 1, 1] -> float32 [ceil(O / 32), C, 32], 0 beyond O."""
-    return filled_up(weight.float()).squeeze(3).transpose(1, 2).contiguous()
+    return in_huge_pages(filled_up(weight.float()).squeeze(3).transpose(1, 2))
 
 
 def panels_shape(weight: Tensor) -> tuple[int, ...]:

@@ -12,7 +12,7 @@ from .. import _library
 from ..convolution_checks import check_convolution, check_packed
 from ..matrix_unit import matrix_unit_shape
 from . import reference
-from .packing import for_winograd, pack_conv3x3, winograd_shape
+from .packing import pack_conv3x3, pack_op, winograd_shape
 
 __all__ = ["NARROW", "conv3x3", "pack_conv3x3", "trained_conv3x3"]
 
@@ -69,7 +69,7 @@ def trained_conv3x3(
     PyTorch's convolution. Arguments as for conv3x3.
     """
     if _pays(x, weight, upsample):
-        packed = _pack_op(weight.detach())
+        packed = pack_op(weight.detach())
         return conv3x3(x, weight, bias, packed=packed, upsample=upsample)
     if upsample:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
@@ -213,17 +213,4 @@ _input_gradient_op = _library.define(
     fake=_fake_input_gradient,
     backward=_backward_of_input_gradient,
     setup_context=_setup_input_gradient_context,
-)
-
-
-def _packed_in_float32(weight: Tensor) -> Tensor:
-    return for_winograd(weight, dtype=torch.float32)
-
-
-def _fake_pack(weight: Tensor) -> Tensor:
-    return weight.new_empty(winograd_shape(weight), dtype=torch.float32)
-
-
-_pack_op = _library.define(
-    "conv3x3_pack(Tensor weight) -> Tensor", reference=_packed_in_float32, fake=_fake_pack
 )

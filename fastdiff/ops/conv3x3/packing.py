@@ -16,20 +16,30 @@ def pack_conv3x3(weight: Tensor) -> Tensor:
     """weight [O, C, 3, 3] for the kernel that is fastest in its dtype on this processor."""
     if weight.dtype == torch.bfloat16 and _library.has_matrix_unit():
         return for_matrix_unit(weight)
-    return for_winograd(weight)
+    packed: Tensor = pack_op(weight.detach().float())
+    return packed
 
 
-def for_winograd(weight: Tensor, *, dtype: torch.dtype = torch.float64) -> Tensor:
+def for_winograd(weight: Tensor) -> Tensor:
     """weight [O, C, 3, 3] -> G g G^T of each, float32 [ceil(O / 32), 16, C, 32], 0 beyond O.
 
-    Lavin and Gray 2016, section 4.1; computed in `dtype` and rounded once.
+    Lavin and Gray 2016, section 4.1; computed in float64 and rounded once.
     """
     kernels = filled_up(weight).permute(0, 3, 2, 1)
-    G = torch.kron(_G, _G).to(weight.device, dtype)
-    transformed = G @ kernels.to(dtype).reshape(len(kernels), 9, -1)
+    G = torch.kron(_G, _G).to(weight.device)
+    transformed = G @ kernels.double().reshape(len(kernels), 9, -1)
     return transformed.float().reshape(winograd_shape(weight))
 
 
 def winograd_shape(weight: Tensor) -> tuple[int, ...]:
     """Of what for_winograd makes of it."""
     return panels_of(weight), 16, weight.shape[1], PANEL
+
+
+def _fake(weight: Tensor) -> Tensor:
+    return weight.new_empty(winograd_shape(weight), dtype=torch.float32)
+
+
+pack_op = _library.define(
+    "conv3x3_pack(Tensor weight) -> Tensor", reference=for_winograd, fake=_fake
+)
