@@ -15,3 +15,8 @@ def flags_of_memory_at(address: int) -> list[str]:
         elif inside and line.startswith("VmFlags:"):
             return line.split()[1:]
     return []
+
+
+def resident() -> float:
+    """MB of memory that this process has."""
+    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]

@@ -39,6 +39,19 @@ struct BFloat16 {
   std::uint16_t bits;
 };
 
+// make(T()) for the T that the kernels take for it.
+template <class Make>
+auto for_dtype(DType dtype, const Make& make) {
+  switch (dtype) {
+    case DType::float32:
+      return make(float());
+    case DType::float16:
+      return make(Float16());
+    default:
+      return make(BFloat16());
+  }
+}
+
 FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
 
 template <class To, class From>

@@ -1,12 +1,11 @@
 // Pixels are shared out among threads, and panels of channels where pixels are few. Every sum has
 // one order, so the bits depend neither on the threads nor on the batch.
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <array>
 #include <type_traits>
 #include <utility>
 
+#include "../common/tasks.h"
 #include "params.h"
 
 namespace fastdiff {
@@ -29,11 +28,8 @@ void conv1x1_cpu(const Conv1x1Params& p) {
   constexpr std::int64_t kMost = 64;  // pixels, beside a panel's weights in a second-level cache
   const Tasks tasks(p.batch * p.height * p.width, kMost, p.out_channels,
                     torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, tasks.count(), 1, [&](std::int64_t begin, std::int64_t end) {
-    static thread_local Workspace space;
-    for (std::int64_t task = begin; task < end; ++task) {
-      convolve(p, tasks.rows_of(task), tasks.panels_of(task), space);
-    }
+  in_parallel(tasks, [&](const Range& pixels, const Range& panels, Workspace& space) {
+    convolve(p, pixels, panels, space);
   });
 }
 

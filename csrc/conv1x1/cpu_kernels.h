@@ -50,12 +50,6 @@ void convolve_pixels(const Conv1x1Params& p, const Range& pixels, const Range& p
 }
 
 inline Convolve convolve_pixels_for(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return convolve_pixels<float>;
-    case DType::float16:
-      return convolve_pixels<Float16>;
-    default:
-      return convolve_pixels<BFloat16>;
-  }
+  return for_dtype(dtype,
+                   [](auto element) -> Convolve { return convolve_pixels<decltype(element)>; });
 }

@@ -1,12 +1,11 @@
 // Tiles of 2x2 pixels are shared out among threads, and panels of channels where tiles are few.
 // Every sum has one order, so the bits depend neither on the threads nor on the batch.
-#include <torch/csrc/stable/ops.h>
-
 #include <algorithm>
 #include <array>
 #include <type_traits>
 #include <utility>
 
+#include "../common/tasks.h"
 #include "tiles.h"
 
 namespace fastdiff {
@@ -29,11 +28,8 @@ void conv3x3_cpu(const Conv3x3Params& p) {
   constexpr std::int64_t kTransformed = 128 * 1024;  // floats of V: half of a second-level cache
   const std::int64_t most = std::clamp<std::int64_t>(kTransformed / (16 * p.channels), 16, 36);
   const Tasks tasks(all_tiles(p).size(), most, p.out_channels, torch::stable::get_num_threads());
-  torch::stable::parallel_for(0, tasks.count(), 1, [&](std::int64_t begin, std::int64_t end) {
-    static thread_local Workspace space;
-    for (std::int64_t task = begin; task < end; ++task) {
-      convolve(p, tasks.rows_of(task), tasks.panels_of(task), space);
-    }
+  in_parallel(tasks, [&](const Range& tiles, const Range& panels, Workspace& space) {
+    convolve(p, tiles, panels, space);
   });
 }
 

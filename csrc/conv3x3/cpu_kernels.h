@@ -89,12 +89,5 @@ void convolve(const Conv3x3Params& p, const Range& tiles, const Range& panels, W
 }
 
 inline Convolve convolve_for(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return convolve<float>;
-    case DType::float16:
-      return convolve<Float16>;
-    default:
-      return convolve<BFloat16>;
-  }
+  return for_dtype(dtype, [](auto element) -> Convolve { return convolve<decltype(element)>; });
 }

@@ -184,12 +184,5 @@ void gradient(const Conv3x3GradientParams& p, const Range& outs, const Range& in
 }
 
 inline Gradient gradient_for(DType dtype) {
-  switch (dtype) {
-    case DType::float32:
-      return gradient<float>;
-    case DType::float16:
-      return gradient<Float16>;
-    default:
-      return gradient<BFloat16>;
-  }
+  return for_dtype(dtype, [](auto element) -> Gradient { return gradient<decltype(element)>; });
 }

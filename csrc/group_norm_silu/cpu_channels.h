@@ -88,15 +88,7 @@ FASTDIFF_INLINE void by_channels(std::int64_t channels, const F& f) {
 // make(T(), whether a residual is summed) for T as the kernels take it, both constants.
 template <class Make>
 auto for_input(DType dtype, bool summed, const Make& make) {
-  const auto with = [&](auto element) {
+  return for_dtype(dtype, [&](auto element) {
     return summed ? make(element, std::true_type()) : make(element, std::false_type());
-  };
-  switch (dtype) {
-    case DType::float32:
-      return with(float());
-    case DType::float16:
-      return with(Float16());
-    default:
-      return with(BFloat16());
-  }
+  });
 }

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import random
-import re
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from fastdiff.ops import _library, group_norm_silu
 from fastdiff.ops.huge_pages import in_huge_pages
-from tests.memory import flags_of_memory_at
+from tests.memory import flags_of_memory_at, resident
 
 pytestmark = pytest.mark.skipif(
     _library.native_path() is None or sys.platform != "linux", reason="of the native library"
@@ -110,8 +109,3 @@ def test_shared_with_another_process_and_saved(tmp_path: Path) -> None:
     torch.save(tensor, tmp_path / "it.pt")
     assert torch.equal(torch.load(tmp_path / "it.pt", weights_only=True), tensor)
     assert tensor.share_memory_().is_shared() and (tensor == 6).all()
-
-
-def resident() -> float:
-    """MB of memory that this process has."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]

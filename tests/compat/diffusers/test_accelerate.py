@@ -116,8 +116,10 @@ def test_it_runs_on_the_ops(build: Any, attends: bool) -> None:
     blocks = kinds(model)
     fastdiff.accelerate(model)
     before = {op: _library.native_calls(op, "CPU") for op in ("group_norm_silu", "conv1x1")}
+    composed = _library.composite_calls("attention_block", "CPU")
     with torch.no_grad():
         model(*given)
+    assert _library.composite_calls("attention_block", "CPU") == composed
     norms, products = (_library.native_calls(op, "CPU") - n for op, n in before.items())
     attentions = blocks["Attention"] if attends else 0
     # Two in a residual block, one in an attention block, and the last.
