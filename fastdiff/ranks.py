@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -26,6 +26,7 @@ class Ranks:
     rank: int = 0
     size: int = 1
     local: int = 0
+    _wrapped: list[nn.Module] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -87,12 +88,26 @@ class Ranks:
             tensor.copy_(mean.view_as(tensor))
 
     def wrap(self, model: nn.Module) -> nn.Module:
-        """The model with gradients averaged over the ranks, from the same weights on all."""
+        """The model with gradients averaged over the ranks, from the same weights on all.
+
+        The wrapper is emptied when `joined` ends, the model itself is not.
+        """
         if self.size == 1:
             return model
         from torch.nn.parallel import DistributedDataParallel
 
-        return DistributedDataParallel(model, gradient_as_bucket_view=True)
+        wrapped = DistributedDataParallel(model, gradient_as_bucket_view=True)
+        self._wrapped.append(wrapped)
+        return wrapped
+
+    def _let_go(self) -> None:
+        """Empty the wrappers, so that none is the last to hold the process group.
+
+        A wrapper frees it with the interpreter's lock held and waits for its threads, while one of
+        those may wait for the lock to free a tensor: neither would ever end.
+        """
+        for wrapped in self._wrapped:
+            vars(wrapped).clear()
 
 
 ALONE = Ranks()
@@ -117,8 +132,10 @@ def joined() -> Iterator[Ranks]:
     on_gpus = torch.cuda.is_available()
     backends = "cpu:gloo,cuda:nccl" if on_gpus else "gloo"
     distributed.init_process_group(backends, timeout=PATIENCE)
+    local = int(os.environ.get("LOCAL_RANK", "0"))
+    ranks = Ranks(distributed.get_rank(), distributed.get_world_size(), local)
     try:
-        local = int(os.environ.get("LOCAL_RANK", "0"))
-        yield Ranks(distributed.get_rank(), distributed.get_world_size(), local)
+        yield ranks
     finally:
+        ranks._let_go()
         distributed.destroy_process_group()

@@ -11,6 +11,13 @@ from safetensors.torch import save_file
 from fastdiff.ranks import joined
 from fastdiff.training import TrainConfig, Trainer
 
+
+def group_threads():
+    """How many threads of this process carry what the ranks tell each other."""
+    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
+    return sum("pt_gloo_runloop" in name for name in names)
+
+
 settings, folder, spoil = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
 device = torch.device("cpu")
@@ -43,3 +50,6 @@ with joined() as ranks:
     tensors = {name: t.clone().contiguous() for name, t in trainer.learner.state._tensors().items()}
     save_file(tensors, folder / f"rank{ranks.rank}.safetensors")
     print(f"rank {ranks.rank} skipped {trainer.skipped}")
+    during = group_threads()
+# The trainer, and in it what DDP made, is still held here.
+print(f"rank {ranks.rank} had the group's threads: {during > 0}, has: {group_threads() > 0}")

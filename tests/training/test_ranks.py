@@ -80,6 +80,12 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step(keyed, tmp_path):
     assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == ["0000004"]
 
 
+def test_the_group_ends_though_its_trainer_is_still_held(keyed, tmp_path):
+    out, _ = on_ranks(2, dataclasses.replace(keyed, steps=1), tmp_path / "run")
+    for rank in (0, 1):
+        assert f"rank {rank} had the group's threads: True, has: False" in out
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused(config, tmp_path):
     from fastdiff.ranks import Ranks
     from fastdiff.training import Trainer
