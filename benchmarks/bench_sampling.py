@@ -29,6 +29,7 @@ from tests.models.unets import CIFAR10, peer, randomised, rms
 Step = Callable[[Tensor], Tensor]
 T = 500
 ROUNDS = {1: 15, 8: 15, 64: 5, 256: 3}  # by batch
+IN_A_ROW = {1: 10, 8: 3, 64: 1, 256: 1}  # a run is some fifty steps or more
 
 MODELS: dict[str, Callable[[], UNet]] = {
     "ddpm-cifar10": lambda: UNet(**{k: v for k, v in CIFAR10.items() if not k.startswith("_")}),
@@ -63,7 +64,8 @@ def test_step(benchmark: Any, model: str, batch: int, dtype: torch.dtype) -> Non
         steps[name] = step
 
     calls = {name: lambda step=step: step(x) for name, step in steps.items()}
-    seconds = medians(calls, rounds=ROUNDS[batch], warmup=2 if batch < 64 else 1)
+    warmup = 2 if batch < 64 else 1
+    seconds = medians(calls, rounds=ROUNDS[batch], warmup=warmup, in_a_row=IN_A_ROW[batch])
     benchmark.extra_info["medians_us"] = {name: 1e6 * s for name, s in seconds.items()}
     benchmark.extra_info["first_call_s"] = first
     print(

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.engine.convolution import Cudnn, Own, convolution, kept, suits_own_products
+from fastdiff.engine.convolution import Cudnn, convolution, kept
 from fastdiff.models import blocks
 from fastdiff.ops import attention_block
 from fastdiff.ops.attention_block import composite
@@ -84,7 +84,7 @@ class Residual(nn.Module):
 
 
 class Attention(nn.Module):
-    """An Attention block."""
+    """An Attention block on a GPU."""
 
     def __init__(self, block: blocks.Attention) -> None:
         super().__init__()
@@ -109,16 +109,16 @@ class Attention(nn.Module):
 
 
 class PackedAttention(nn.Module):
-    """An Attention block whose products are 1x1 convolutions of packed weights."""
+    """An Attention block on the CPU, whose products are 1x1 convolutions of packed weights."""
 
     def __init__(self, block: blocks.Attention) -> None:
         super().__init__()
         norm = block.group_norm
         self.norm = None if norm is None else Normalisation(norm, silu=False)
         self.qkv = nn.ModuleList(
-            Own(pointwise(layer)) for layer in (block.to_q, block.to_k, block.to_v)
+            convolution(pointwise(layer)) for layer in (block.to_q, block.to_k, block.to_v)
         )
-        self.proj = Own(pointwise(cast(nn.Linear, block.to_out[0])))
+        self.proj = convolution(pointwise(cast(nn.Linear, block.to_out[0])))
         self.heads, self.scale = block.heads, block.residual_scale
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class PackedAttention(nn.Module):
 
 def attention(block: blocks.Attention) -> nn.Module:
     """What `block` computes."""
-    return (PackedAttention if suits_own_products(block.to_q.weight) else Attention)(block)
+    return (PackedAttention if block.to_q.weight.is_cpu else Attention)(block)
 
 
 def pointwise(layer: nn.Linear) -> nn.Conv2d:

@@ -149,7 +149,7 @@ def onednn_knows(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
-def suits_own_products(weight: Tensor) -> bool:
+def _suits_own_products(weight: Tensor) -> bool:
     """Whether fastdiff::conv1x1 is the fastest product of pixels with it here."""
     if not weight.is_cpu or not _library.native_kernel("conv1x1", "CPU"):
         return False
@@ -161,7 +161,7 @@ def suits_own_products(weight: Tensor) -> bool:
 def _suits_own(conv: nn.Conv2d, upsample: bool) -> bool:
     wide = min(conv.in_channels, conv.out_channels) >= NARROW
     if (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0)):
-        return wide and not upsample and suits_own_products(conv.weight)
+        return wide and not upsample and _suits_own_products(conv.weight)
     plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
     fewer = conv.weight.dtype != torch.bfloat16 or _gains_in_bfloat16(upsample)
     known = conv.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)

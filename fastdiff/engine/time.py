@@ -59,22 +59,20 @@ class TimeProjections(nn.Module):
         projections = self._projected(embeddings) if without_labels else None
         return Ahead(timesteps, embeddings, projections)
 
-    def forward(self, t: Tensor, class_labels: Tensor | None) -> tuple[Tensor, ...]:
-        """t [N], class_labels [N] or None -> for each block [N, channels] or [N, 2 * channels]."""
+    def forward(self, t: Tensor, class_labels: Tensor | None) -> Tensor:
+        """t [N], class_labels [N] or None -> the projections [N, P], or [1, P] for all samples."""
         one = t[:1] if t.stride() == (0,) else t
-        return self._split(self._with_class(self._embedded(one), class_labels), len(t))
+        return self._with_class(self._embedded(one), class_labels)
 
-    def of_row(
-        self, ahead: Ahead, row: Tensor, samples: int, class_labels: Tensor | None
-    ) -> tuple[Tensor, ...]:
+    def of_row(self, ahead: Ahead, row: Tensor, class_labels: Tensor | None) -> Tensor:
         """As forward, at timesteps[row] for all samples; row [1]."""
         if ahead.projections is not None:
-            return self._split(ahead.projections.index_select(0, row), samples)
-        embedding = ahead.embeddings.index_select(0, row)
-        return self._split(self._with_class(embedding, class_labels), samples)
+            return ahead.projections.index_select(0, row)
+        return self._with_class(ahead.embeddings.index_select(0, row), class_labels)
 
-    def _split(self, projected: Tensor, samples: int) -> tuple[Tensor, ...]:
-        return projected.expand(samples, -1).split(self.widths, dim=1)
+    def by_block(self, projections: Tensor, samples: int) -> tuple[Tensor, ...]:
+        """What `forward` gives -> for each block [N, channels] or [N, 2 * channels]."""
+        return projections.expand(samples, -1).split(self.widths, dim=1)
 
     def _embedded(self, t: Tensor) -> Tensor:
         embedded: Tensor = self.time_embedding(self.time_proj(t))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any, cast
 
 import torch
@@ -12,6 +12,7 @@ from fastdiff.engine import blocks
 from fastdiff.engine.convolution import convolution
 from fastdiff.engine.graphs import Graphs
 from fastdiff.engine.precision import float32_products
+from fastdiff.engine.programs import Programs, hooks_of
 from fastdiff.engine.time import Ahead, TimeProjections
 from fastdiff.models import UNet
 from fastdiff.models import blocks as plain
@@ -26,7 +27,7 @@ class AcceleratedUNet(nn.Module):
         self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
         self.plan = Plan(unet)
         self.tf32, self.timestep_scale = tf32, timestep_scale
-        self.graphs = Graphs(self.device)
+        self.graphs, self.programs = Graphs(self.device), Programs()
         self.requires_grad_(False).eval()
 
     def ahead(self, timesteps: Tensor) -> Ahead:
@@ -57,7 +58,7 @@ class AcceleratedUNet(nn.Module):
             if ahead is None or row is None:
                 projections = time(t, class_labels)
             else:
-                projections = time.of_row(ahead, row, len(x), class_labels)
+                projections = time.of_row(ahead, row, class_labels)
             return self._answer(x, t, projections)
 
     def _scaled(self, t: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class AcceleratedUNet(nn.Module):
         """Whether a hook waits for the calls of a part."""
         return hooked(self)
 
-    def _answer(self, x: Tensor, t: Tensor, projections: tuple[Tensor, ...]) -> Tensor:
+    def _answer(self, x: Tensor, t: Tensor, projections: Tensor) -> Tensor:
         if x.requires_grad:
             raise RuntimeError(
                 "an accelerated UNet gives no gradient: detach x, or call the UNet it was made of."
@@ -78,7 +79,7 @@ class AcceleratedUNet(nn.Module):
             x = 2 * x - 1
         off = torch.autocast(self.device.type, enabled=False)
         with torch._C._AutoDispatchBelowAutograd(), off:
-            out: Tensor = self.plan(x, projections)
+            out = self.programs.run(self.plan, x, projections)
         if self.config.time_embedding_type == "fourier":
             out = out / t.to(out.dtype)[:, None, None, None]
         return out
@@ -92,8 +93,7 @@ class AcceleratedUNet(nn.Module):
 
 def hooked(model: nn.Module) -> bool:
     """Whether a hook waits for the calls of the model or a part of it."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks")
-    return any(getattr(module, name) for module in model.modules() for name in hooks)
+    return any(hooks_of(model))
 
 
 class Plan(nn.Module):
@@ -148,10 +148,10 @@ class Plan(nn.Module):
         parts = (part for part in self.parts if isinstance(part, blocks.Residual))
         self.time = TimeProjections(unet, residuals, [part.take_time_shift() for part in parts])
 
-    def forward(self, x: Tensor, of_time: Iterable[Tensor]) -> Tensor:
-        """x [N, C, H, W] in the plan's dtype and the blocks' projections of time, as `time` gives
-        them -> [N, C', H, W], channels-last."""
-        projections = iter(of_time)
+    def forward(self, x: Tensor, of_time: Tensor) -> Tensor:
+        """x [N, C, H, W] in the plan's dtype and the projections that `time` gives
+        -> [N, C', H, W], channels-last."""
+        projections = iter(self.time.by_block(of_time, len(x)))
         h, maps = x.contiguous(memory_format=torch.channels_last), list[Tensor]()
         for part, roles in zip(self.parts, self.roles, strict=True):
             if "join" in roles:

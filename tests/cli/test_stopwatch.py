@@ -13,12 +13,11 @@ from fastdiff.models import UNet
 from tests.models.unets import SMALL, randomised
 
 
-@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("attention", [blocks.PackedAttention, blocks.Attention])
 @torch.no_grad()
-def test_parts_within_parts_count_once(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
-    monkeypatch.setattr(blocks, "suits_own_products", lambda weight: packed)
+def test_parts_within_parts_count_once(monkeypatch: pytest.MonkeyPatch, attention: Any) -> None:
+    monkeypatch.setattr(blocks, "PackedAttention", attention)
     fast = accelerate(randomised(UNet(**SMALL)))
-    attention = blocks.PackedAttention if packed else blocks.Attention
     outermost = [m for m in fast.modules() if isinstance(m, attention)]
     assert outermost
     watch = Stopwatch()

@@ -211,24 +211,22 @@ def test_which_convolutions_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None
     def kinds(
         dtype: torch.dtype, avx512_bf16: bool, amx: bool = False, ours: bool = False
     ) -> tuple[type[nn.Module], ...]:
-        """Of a block's convolution, of an upsampler's and of an attention; `ours` if our kernels
-        may use AMX."""
+        """Of a block's convolution, of an upsampler's and of an attention's products; `ours` if our
+        kernels may use AMX."""
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
         monkeypatch.setattr(_library, "has_matrix_unit", lambda: ours)
         parts = [*accelerate(made("cifar10").to(dtype)).plan.parts]
         up = next(part for part in parts if isinstance(part, blocks.Upsample))
-        attention = next(part for part in parts if isinstance(part, (by_library, by_own)))
-        return type(parts[1].conv1), type(up.conv), type(attention)
+        attention = next(part for part in parts if isinstance(part, blocks.PackedAttention))
+        return type(parts[1].conv1), type(up.conv), type(attention.proj)
 
-    by_library = blocks.Attention
-    by_own = blocks.PackedAttention if NATIVE else by_library
-    assert kinds(torch.float32, True, True, True) == (own, own, by_own)
-    assert kinds(torch.float16, True) == (own, own, by_own)
-    assert kinds(torch.bfloat16, False) == (own, own, by_library)
-    assert kinds(torch.bfloat16, True) == (Packed, own, by_library)
-    assert kinds(torch.bfloat16, True, True) == (Packed, Packed, by_library)
-    assert kinds(torch.bfloat16, True, True, True) == (own, own, by_own)
+    assert kinds(torch.float32, True, True, True) == (own, own, own)
+    assert kinds(torch.float16, True) == (own, own, own)
+    assert kinds(torch.bfloat16, False) == (own, own, Packed)
+    assert kinds(torch.bfloat16, True) == (Packed, own, Packed)
+    assert kinds(torch.bfloat16, True, True) == (Packed, Packed, Packed)
+    assert kinds(torch.bfloat16, True, True, True) == (own, own, own)
 
 
 @pytest.mark.skipif(not NATIVE, reason="without the native library no weight is packed")

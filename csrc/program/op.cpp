@@ -1,0 +1,239 @@
+// fastdiff::program, run_program and forget_program: calls of operators, recorded by
+// fastdiff/engine/programs.py, run one after the other without Python between them.
+#include <bit>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "../common/native_calls.h"
+#include "../common/tensors.h"
+
+namespace fastdiff {
+namespace {
+
+using torch::stable::detail::from;
+using torch::stable::detail::to;
+using Words = std::vector<std::string>;
+
+CallCounter runs("program.cpu");
+
+// As the recorder numbers them.
+enum class Kind : std::int64_t {
+  none,
+  boolean,
+  integer,
+  number,
+  text,
+  memory_format,
+  tensor,
+  integers,
+  numbers,
+  tensors,
+  nothings,  // an empty list of whatever type
+};
+
+struct Argument {
+  Kind kind;
+  bool optional;  // its type, which the ABI hands over by pointer
+  std::vector<std::int64_t>
+      values;  // a tensor's slot, a number's bits, a text's place in the words
+};
+
+struct Call {
+  std::string op, overload;
+  std::vector<Argument> arguments;
+  bool returns_list;
+  std::vector<std::int64_t> results;  // their slots
+  std::vector<std::int64_t> unread;   // slots that no later call reads
+};
+
+using Slots = std::vector<MaybeTensor>;
+
+struct Program {
+  Words words;
+  Slots constants;  // the slots before the first call, but for the inputs
+  std::vector<Call> calls;
+  std::int64_t output = 0;
+};
+
+// Takes the recorder's integers one after the other.
+class Reader {
+ public:
+  explicit Reader(const std::vector<std::int64_t>& code) : code_(code) {}
+  bool done() const { return at_ == code_.size(); }
+  std::int64_t next() {
+    STD_TORCH_CHECK(at_ < code_.size(), "program: the code ends within a call");
+    return code_[at_++];
+  }
+  std::vector<std::int64_t> list() {
+    std::vector<std::int64_t> values(static_cast<std::size_t>(next()));
+    for (std::int64_t& value : values) value = next();
+    return values;
+  }
+
+ private:
+  const std::vector<std::int64_t>& code_;
+  std::size_t at_ = 0;
+};
+
+Call read_call(Reader& code, const Words& words) {
+  Call call;
+  call.op = words.at(code.next());
+  call.overload = words.at(code.next());
+  call.arguments.resize(static_cast<std::size_t>(code.next()));
+  for (Argument& argument : call.arguments) {
+    argument.kind = static_cast<Kind>(code.next());
+    argument.optional = code.next() != 0;
+    argument.values = code.list();
+  }
+  call.returns_list = code.next() != 0;
+  call.results = code.list();
+  call.unread = code.list();
+  return call;
+}
+
+double number(std::int64_t bits) { return std::bit_cast<double>(bits); }
+
+template <class Value>
+StableIValue handed(const Argument& argument, const Value& value) {
+  return argument.optional ? from(std::optional<Value>(value)) : from(value);
+}
+
+// A reference of its own, which the operator takes.
+StableIValue value_of(const Argument& argument, const Slots& slots, const Words& words) {
+  const auto& values = argument.values;
+  switch (argument.kind) {
+    case Kind::none:
+      return from(std::nullopt);
+    case Kind::boolean:
+      return handed(argument, values[0] != 0);
+    case Kind::integer:
+      return handed(argument, values[0]);
+    case Kind::number:
+      return handed(argument, number(values[0]));
+    case Kind::text:
+      return handed(argument, words.at(values[0]));
+    case Kind::memory_format:
+      return handed(argument, static_cast<torch::headeronly::MemoryFormat>(values[0]));
+    case Kind::tensor:
+      return handed(argument, slots.at(values[0]).value());
+    case Kind::integers:
+      return handed(argument, values);
+    case Kind::numbers: {
+      std::vector<double> numbers;
+      for (const std::int64_t bits : values) numbers.push_back(number(bits));
+      return handed(argument, numbers);
+    }
+    case Kind::tensors: {
+      std::vector<Tensor> tensors;
+      for (const std::int64_t slot : values) tensors.push_back(slots.at(slot).value());
+      return handed(argument, tensors);
+    }
+    case Kind::nothings:
+      return handed(argument, std::vector<std::int64_t>());
+  }
+  STD_TORCH_CHECK(false, "program: an argument of an unknown kind");
+}
+
+void run(const Call& call, Slots& slots, const Words& words) {
+  std::vector<StableIValue> stack;
+  stack.reserve(std::max(call.arguments.size(), call.results.size()));
+  for (const Argument& argument : call.arguments) {
+    stack.push_back(value_of(argument, slots, words));
+  }
+  if (!call.returns_list) stack.resize(std::max(stack.size(), call.results.size()));
+  // Without a version: the recorder read the schemas of the torch that runs.
+  TORCH_ERROR_CODE_CHECK(
+      aoti_torch_call_dispatcher(call.op.c_str(), call.overload.c_str(), stack.data()));
+  if (call.returns_list) {
+    const auto tensors = to<std::vector<Tensor>>(stack[0]);
+    for (std::size_t i = 0; i < call.results.size(); ++i) {
+      slots.at(call.results[i]) = tensors.at(i);
+    }
+  } else {
+    for (std::size_t i = 0; i < call.results.size(); ++i) {
+      slots.at(call.results[i]) = to<Tensor>(stack[i]);
+    }
+  }
+  for (const std::int64_t slot : call.unread) slots[slot].reset();
+}
+
+// By number, since the stable ABI hands over no objects.
+class Programs {
+ public:
+  std::int64_t add(std::shared_ptr<const Program> program) {
+    const std::lock_guard lock(mutex_);
+    programs_.emplace(++last_, std::move(program));
+    return last_;
+  }
+  std::shared_ptr<const Program> find(std::int64_t number) {
+    const std::lock_guard lock(mutex_);
+    const auto found = programs_.find(number);
+    STD_TORCH_CHECK(found != programs_.end(), "run_program: there is no program ", number);
+    return found->second;
+  }
+  std::int64_t remove(std::int64_t number) {
+    std::shared_ptr<const Program> last;  // whose tensors go without the lock
+    const std::lock_guard lock(mutex_);
+    if (const auto found = programs_.find(number); found != programs_.end()) {
+      last = std::move(found->second);
+      programs_.erase(found);
+    }
+    return static_cast<std::int64_t>(programs_.size());
+  }
+
+ private:
+  std::mutex mutex_;
+  std::map<std::int64_t, std::shared_ptr<const Program>> programs_;
+  std::int64_t last_ = 0;
+};
+
+Programs& programs() {
+  // Never ended: what it holds may not be freed after torch's own static objects.
+  static Programs& all = *new Programs;
+  return all;
+}
+
+std::int64_t program(Words words, std::vector<std::int64_t> code, std::vector<Tensor> constants) {
+  auto made = std::make_shared<Program>();
+  made->words = std::move(words);
+  Reader reader(code);
+  made->constants.resize(static_cast<std::size_t>(reader.next()));
+  made->output = reader.next();
+  const auto slots = reader.list();
+  for (std::size_t i = 0; i < slots.size(); ++i) {
+    made->constants.at(slots[i]) = constants.at(i);
+  }
+  while (!reader.done()) made->calls.push_back(read_call(reader, made->words));
+  return programs().add(std::move(made));
+}
+
+Tensor run_program(std::int64_t number, std::vector<Tensor> inputs) {
+  const auto program = programs().find(number);
+  Slots slots = program->constants;
+  for (std::size_t i = 0; i < inputs.size(); ++i) slots.at(i) = std::move(inputs[i]);
+  for (const Call& call : program->calls) run(call, slots, program->words);
+  runs.add();
+  return slots.at(program->output).value();
+}
+
+// How many are left.
+std::int64_t forget_program(std::int64_t number) { return programs().remove(number); }
+
+}  // namespace
+}  // namespace fastdiff
+
+STABLE_TORCH_LIBRARY_FRAGMENT(fastdiff, library) {
+  library.def("program(str[] words, int[] code, Tensor[] constants) -> int");
+  library.def("run_program(int program, Tensor[] inputs) -> Tensor");
+  library.def("forget_program(int program) -> int");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(fastdiff, CompositeExplicitAutograd, library) {
+  library.impl("program", TORCH_BOX(&fastdiff::program));
+  library.impl("run_program", TORCH_BOX(&fastdiff::run_program));
+  library.impl("forget_program", TORCH_BOX(&fastdiff::forget_program));
+}

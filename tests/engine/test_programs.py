@@ -1,0 +1,199 @@
+"""A recorded program does what the function does, and goes when it should."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+import weakref
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastdiff.engine import accelerate
+from fastdiff.engine.convolution import onednn_knows
+from fastdiff.engine.programs import MOST_PROGRAMS, Programs
+from fastdiff.engine.recording import record
+from fastdiff.ops import _library, use_reference
+from tests.engine.test_accelerate import CONFIGS, inputs, made
+
+pytestmark = pytest.mark.skipif(
+    _library.native_path() is None, reason="the native library runs programs"
+)
+GIVEN = (torch.randn(2, 6, 8, 8), torch.randn(2, 6))
+
+
+def runs() -> int:
+    return _library.native_calls("program", "CPU")
+
+
+def of_every_kind(x: Tensor, y: Tensor) -> Tensor:
+    """Calls whose arguments and results are of all kinds that programs hold."""
+    x = x.contiguous(memory_format=torch.channels_last)
+    first, second = y.chunk(2, dim=1)  # a list
+    values, _ = torch.ops.aten.max.dim(x, 1, True)  # two results, one of them read by nobody
+    x = torch.nn.functional.pad(x, (0, 2, 0, 2), mode="reflect")  # a text
+    x = nn.functional.interpolate(x, scale_factor=0.8, mode="nearest")  # numbers, None
+    x = nn.functional.avg_pool2d(x, 2)  # an empty list
+    x = nn.functional.layer_norm(x, (4, 4), eps=0.3)  # a number
+    x = x * 0.3  # in a tensor's place
+    product = (first @ second.T).sum().expand(2, 1, 4, 4)
+    return torch.cat((x, values[..., ::2, ::2], product, WEIGHT.expand(2, -1, 4, 4)), dim=1)
+
+
+WEIGHT = torch.randn(3, 1, 1)
+
+
+class Called(nn.Module):
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.function(*inputs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_program_repeats_its_function_on_other_values(dtype: torch.dtype) -> None:
+    given = [tensor.to(dtype) for tensor in GIVEN]
+    out, program = record(of_every_kind, given)
+    assert torch.equal(out, of_every_kind(*given)) and program is not None
+    for scale in (1, -2):
+        x, y = (scale * torch.randn_like(tensor) for tensor in given)
+        before = runs()
+        found, wanted = program(x, y), of_every_kind(x, y)
+        assert torch.equal(found, wanted) and found.dtype == wanted.dtype
+        assert runs() == before + 1
+    WEIGHT.mul_(2)  # which it reads where it lies
+    assert torch.equal(program(*given), of_every_kind(*given))
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, y: x.clone().add_(1),
+        lambda x, y: x * y.sum().item(),
+        lambda x, y: (x > 0) * 0.5,  # a number that has a say in the dtype
+        lambda x, y: x[:, torch.tensor([0, 2])],  # a list of tensors or None
+        lambda x, y: x.to(torch.float64),
+        lambda x, y: WEIGHT,  # not of its making
+        lambda x, y: x + x,  # times a number of whatever type
+    ],
+)
+def test_what_no_program_can_hold_stays_as_it_is(function: Callable[..., Tensor]) -> None:
+    out, program = record(function, GIVEN)
+    assert program is None and torch.equal(out, function(*GIVEN))
+    programs, model, before = Programs(), Called(function), runs()
+    for _ in range(4):
+        assert torch.equal(programs.run(model, *GIVEN), function(*GIVEN))
+    assert runs() == before
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", CONFIGS)
+@torch.no_grad()
+def test_every_unet_is_run_by_its_program(name: str, dtype: torch.dtype) -> None:
+    fast = accelerate(made(name).to(dtype))
+    sums = dtype == torch.bfloat16 and not (_library.has_matrix_unit() or onednn_knows(dtype))
+    for batch in (3, 1):
+        for call in range(4):
+            x, t, labels = inputs(made(name), batch)
+            x, before = x.to(dtype), runs()
+            found = fast(x, t, labels)
+            assert runs() - before == (call > 1 and not sums)
+            handle = fast.plan.parts[0].register_forward_hook(lambda *_: None)
+            assert torch.equal(found, fast(x, t, labels))
+            assert runs() - before == (call > 1 and not sums)
+            handle.remove()
+
+
+@torch.no_grad()
+def test_who_listens_hears_every_operator() -> None:
+    fast, (x, t, _) = accelerate(made("small")), inputs(made("small"), 1)
+    for _ in range(3):
+        fast(x, t)
+    before = runs()
+    with FlopCounterMode(display=False) as counter:
+        fast(x, t)
+    assert counter.get_total_flops() > 0
+    with use_reference("attention_block"):
+        fast(x, t)
+    assert runs() == before
+    fast(x, t)
+    assert runs() == before + 1
+
+
+@torch.no_grad()
+def test_copies_record_for_themselves() -> None:
+    fast, (x, t, _) = accelerate(made("small")), inputs(made("small"), 1)
+    found = [fast(x, t) for _ in range(3)][-1]
+    copies = [copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))]
+    del fast
+    for other in copies:
+        assert not other.programs._kept
+        assert all(torch.equal(other(x, t), found) for _ in range(3))
+
+
+def test_an_error_is_the_operators_own() -> None:
+    model = Called(lambda x, row: x.index_select(0, row))
+    programs, x = Programs(), torch.randn(3, 2)
+    for row in (0, 2, 1):
+        assert torch.equal(programs.run(model, x, torch.tensor([row])), x[row : row + 1])
+    with pytest.raises(IndexError, match="out of range"):
+        programs.run(model, x, torch.tensor([3]))
+    before = runs()
+    programs.run(model, x, torch.tensor([1]))
+    assert runs() == before + 1
+    with pytest.raises(RuntimeError, match="there is no program 0"):
+        torch.ops.fastdiff.run_program.default(0, [x])
+
+
+def test_the_oldest_programs_go() -> None:
+    programs, model = Programs(), nn.Identity()
+    for size in range(1, 2 * MOST_PROGRAMS):
+        for _ in range(2):
+            programs.run(model, torch.zeros(size))
+    assert len(programs._kept) == MOST_PROGRAMS
+
+
+def test_a_program_takes_its_tensors_along() -> None:
+    left = torch.ops.fastdiff.forget_program.default(0)
+    weights = [torch.randn(6, 6)]
+    _, program = record(lambda x, y: y @ weights[0], GIVEN)
+    dead = weakref.ref(weights.pop())
+    assert program is not None and dead() is not None
+    assert torch.ops.fastdiff.forget_program.default(0) == left + 1
+    del program
+    assert dead() is None and torch.ops.fastdiff.forget_program.default(0) == left
+
+
+PEAK = """
+import resource, sys, torch
+from fastdiff.engine.recording import record
+
+def function(x):
+    for _ in range(40):
+        x = torch.sin(x)
+    return x
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+x = torch.ones(5 * 2**20)  # 20 MB
+function(x)
+before = peak()
+_, program = record(function, (x,))
+recorded = peak()
+program(x)
+print(recorded - before, peak() - before)
+"""
+
+
+def test_tensors_go_after_their_last_reading() -> None:
+    command = [sys.executable, "-c", PEAK]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert all(int(more) < 60 for more in done.stdout.split()), done.stdout
