@@ -95,13 +95,14 @@ def sample(
             labels = _labels(pretrained, label, num)
             pretrained.uncond_labels(0, guidance_scale)  # refused before any work
             called = pretrained.model_for(tf32=dtype == "tf32")
-            timed = stopwatch.time_model(called, pretrained.unet.device, by_kind=profile)
+            if profile:
+                called = stopwatch.time_model(called, pretrained.unet.device)
             if steps is None and sampler != "ddpm":
                 steps = min(50, pretrained.schedule.num_timesteps)
             settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
             settings["guidance_scale"] = guidance_scale
             shards = Shards(outputs.main, num, batch_size)
-            run = Drawing(pretrained, timed, labels, settings, outputs, shards)
+            run = Drawing(pretrained, called, labels, settings, outputs, shards)
             kept = {**settings, "class": label, "dtype": dtype}
             before, batches = ranks.agree(
                 lambda: run.begin({**kept, "model": pretrained.fingerprint()})

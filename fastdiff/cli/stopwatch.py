@@ -31,17 +31,9 @@ class Stopwatch:
         finally:
             self.add(name, time.perf_counter() - began)
 
-    def time_model(
-        self, model: Callable[..., Any], device: torch.device, *, by_kind: bool
-    ) -> Callable[..., Any]:
-        """The same model, timed; `by_kind` times its parts too, and waits for the device to do so.
-
-        Without it only calls that end before they return are timed: those on the CPU.
-        """
+    def time_model(self, model: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+        """The same model, it and its parts timed: run part by part, and the device waited for."""
         from torch import cuda, nn
-
-        if device.type != "cpu" and not by_kind:
-            return model
 
         def now() -> float:
             if device.type == "cuda":
@@ -57,7 +49,7 @@ class Stopwatch:
             return self._timed(model)
         watch(MODEL, model)
         within: set[nn.Module] = set()
-        for module in model.modules() if by_kind else ():
+        for module in model.modules():
             if module not in within and (kind := _kind(module)) is not None:
                 watch(kind, module)
                 within.update(module.modules())

@@ -85,11 +85,8 @@ class Graphs:
         graph's state holds is lost after the context.
         """
         key = key, tuple((tensor.shape, tensor.dtype) for tensor in tensors(state))
-        on_cpu = self.device.index is None
-        with self._one_at_a_time, torch.cuda.device(-1 if on_cpu else self.device.index):
-            if self._last_run is not None:
-                self._last_run.wait()
-            graph = self._kept.pop(key, None) or self._new(advance, state)
+        with self._turn() as comes:
+            graph = (self._kept.pop(key, None) or self._new(advance, state)) if comes else None
             if graph is None:
                 yield None
                 return
@@ -97,11 +94,24 @@ class Graphs:
             while len(self._kept) > MOST_GRAPHS:
                 self._kept.popitem(last=False)
             graph.load(state)
+            yield graph
+
+    @contextmanager
+    def _turn(self) -> Iterator[bool]:
+        """Alone, after all who came before; whether that is to be had."""
+        on_cpu = self.device.index is None
+        with self._one_at_a_time, torch.cuda.device(-1 if on_cpu else self.device.index):
+            if self._last_run is not None:
+                self._last_run.wait()
             try:
-                yield graph
+                yield True
             finally:
                 self._last_run = torch.cuda.Event()
                 self._last_run.record()
+
+    def usable(self) -> bool:
+        """Whether a graph can be captured or replayed now."""
+        return self.device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
 
     def clear(self) -> None:
         """Give all graphs and their memory back."""
@@ -133,7 +143,7 @@ class Graphs:
         return Graph(advance, state, self._pool)
 
     def __reduce__(self) -> tuple[type[Graphs], tuple[torch.device]]:
-        return Graphs, (self.device,)
+        return type(self), (self.device,)
 
 
 def captured(
@@ -162,7 +172,8 @@ def copied(state: S) -> S:
     """The same dataclass with tensors of its own, those in dataclasses within it too."""
     value: Any = state
     if isinstance(value, Tensor):
-        value = value.clone()
+        with torch.inference_mode(False):  # or none but such a mode could write to it
+            value = value.clone()
     elif is_dataclass(value):
         value = replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})  # type: ignore[type-var]
     return cast(S, value)

@@ -15,10 +15,13 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 # As csrc/program/op.cpp numbers them.
 KINDS = (
-    "none", "boolean", "integer", "number", "text", "memory format", "tensor", "integers",
+    "none", "boolean", "integer", "number", "text", "memory format", "dtype", "tensor", "integers",
     "numbers", "tensors", "nothings",
 )  # fmt: skip
 MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last)
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+Function = Callable[..., list[Tensor]]
 
 
 class Program:
@@ -28,23 +31,24 @@ class Program:
         self._number = torch.ops.fastdiff.program.default(words, code, constants)
         weakref.finalize(self, torch.ops.fastdiff.forget_program.default, self._number)
 
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        out: Tensor = torch.ops.fastdiff.run_program.default(self._number, inputs)
-        return out
+    def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        with torch._C._AutoDispatchBelowADInplaceOrView():
+            outputs: list[Tensor] = torch.ops.fastdiff.run_program.default(self._number, inputs)
+        return outputs
 
 
 def record(
-    function: Callable[..., Tensor], inputs: Sequence[Tensor]
-) -> tuple[Tensor, Program | None]:
-    """`function(*inputs)` and its program; None where a call can be no part of one.
+    function: Function, inputs: Sequence[Tensor] = ()
+) -> tuple[list[Tensor], Program | None]:
+    """`function(*inputs)`, without gradients, and its program; None where a call can be no part of
+    one.
 
-    Tensors that the function reads from elsewhere become the program's, not their copies. What it
-    does must depend on nothing but them and the inputs, and on the inputs' values by operators
-    alone.
+    Tensors that the function reads or writes elsewhere become the program's, not their copies. What
+    it does must depend on nothing but them and the inputs, and on their values by operators alone.
     """
-    with Recorder(inputs) as recorder:
-        out = function(*inputs)
-    return out, recorder.program(out)
+    with torch._C._AutoDispatchBelowADInplaceOrView(), Recorder(inputs) as recorder:
+        outputs = function(*inputs)
+    return outputs, recorder.program(outputs)
 
 
 @dataclass
@@ -53,9 +57,8 @@ class Call:
 
     operator: torch._ops.OpOverload
     of_floats: bool  # whether an array of a floating dtype is among the arguments
-    arguments: list[
-        int
-    ]  # for each its kind, whether its type is optional, its values' number, them
+    count: int  # of arguments
+    arguments: list[int]  # of each: kind, whether its type is optional, how many values, them
     reads: set[int]
     results: list[int]
     returns_list: bool
@@ -79,42 +82,48 @@ class Recorder(TorchDispatchMode):
         for tensor in inputs:
             self._new_slot(tensor)
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # there is nothing to skip, and to do so torch imports its compiler: a second
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
     ) -> Any:
-        out = func(*args, **(kwargs or {}))
-        if self._complete:
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        if self._complete and not _says_the_same(func, args, kwargs, out):
             try:
-                self._calls.append(self._call(func, args, kwargs or {}, out))
+                self._calls.append(self._call(func, args, kwargs, out))
             except Unrecordable:
                 self._complete = False
         return out
 
-    def program(self, out: Tensor) -> Program | None:
-        """Of the calls so far, with `out` as the result."""
-        if not self._complete or out not in self._slots:
+    def program(self, results: Iterable[Tensor]) -> Program | None:
+        """Of the calls so far."""
+        if not self._complete or any(result not in self._slots for result in results):
             return None
-        output = self._slots[out]
-        last_read = {output: len(self._calls)}
+        outputs = [self._slots[result] for result in results]
+        last_read = dict.fromkeys(outputs, len(self._calls))
         for i in reversed(range(len(self._calls))):
             for slot in (*self._calls[i].results, *self._calls[i].reads):
                 last_read.setdefault(slot, i)
-        code = [self._count, output, len(self._constants), *self._constants]
+        code = [self._count, len(outputs), *outputs, len(self._constants), *self._constants]
         for i, call in enumerate(self._calls):
             schema = call.operator._schema
             code += [self._word(schema.name), self._word(schema.overload_name)]
-            code += [len(schema.arguments), *call.arguments]
+            code += [call.count, *call.arguments]
             unread = [slot for slot in {*call.results, *call.reads} if last_read[slot] == i]
             code += [call.returns_list, len(call.results), *call.results, len(unread), *unread]
         return Program([*self._words], code, [*self._constants.values()])
 
     def _call(self, operator: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Call:
-        if operator._schema.is_mutable:
-            raise Unrecordable
         arrays = [value for value in args if isinstance(value, Tensor) and value.dim() > 0]
         of_floats = any(array.is_floating_point() for array in arrays)
-        call = Call(operator, of_floats, [], set(), [], isinstance(out, list))
-        for i, argument in enumerate(operator._schema.arguments):
+        arguments = operator._schema.arguments
+        if operator is torch.ops.aten.add.Tensor and kwargs.get("alpha", 1) == 1:
+            arguments = arguments[:2]  # the program has a way to add that takes no factor
+        call = Call(operator, of_floats, len(arguments), [], set(), [], isinstance(out, list))
+        for i, argument in enumerate(arguments):
             type, default = argument.real_type, argument.default_value
             value = args[i] if i < len(args) else kwargs.get(argument.name, default)
             kind, values = self._value(call, value, type)
@@ -135,12 +144,14 @@ class Recorder(TorchDispatchMode):
             return self._value(call, value, type.getElementType())
         if kind == "ListType":
             return self._list(call, value, type.getElementType())
-        if kind == "TensorType" and isinstance(value, float) and call.of_floats:
+        if kind == "TensorType" and isinstance(value, (int, float)) and call.of_floats:
             value = torch.scalar_tensor(value, dtype=torch.float64)  # has no say in the dtype
         if kind == "TensorType" and isinstance(value, Tensor):
             return "tensor", [self._read(call, value)]
         if isinstance(value, torch.memory_format):
             return "memory format", [MEMORY_FORMATS.index(value)]
+        if isinstance(value, torch.dtype) and value in DTYPES:
+            return "dtype", [DTYPES.index(value)]
         if kind == "BoolType":
             return "boolean", [int(value)]
         if kind in ("IntType", "SymIntType") and isinstance(value, int):
@@ -173,3 +184,11 @@ class Recorder(TorchDispatchMode):
 
     def _word(self, word: str) -> int:
         return self._words.setdefault(word, len(self._words))
+
+
+def _says_the_same(operator: Any, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> bool:
+    """Whether a call does nothing to tensors, and tells in each run what it told in this."""
+    if operator._schema.name == "aten::promote_types":
+        return True
+    to = operator._schema.name == "aten::to" and kwargs.get("memory_format") is None
+    return to and out is args[0]

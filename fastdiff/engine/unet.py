@@ -13,6 +13,7 @@ from fastdiff.engine.convolution import convolution
 from fastdiff.engine.graphs import Graphs
 from fastdiff.engine.precision import float32_products
 from fastdiff.engine.programs import Programs, hooks_of
+from fastdiff.engine.steps import Steps
 from fastdiff.engine.time import Ahead, TimeProjections
 from fastdiff.models import UNet
 from fastdiff.models import blocks as plain
@@ -27,12 +28,14 @@ class AcceleratedUNet(nn.Module):
         self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
         self.plan = Plan(unet)
         self.tf32, self.timestep_scale = tf32, timestep_scale
-        self.graphs, self.programs = Graphs(self.device), Programs()
+        self.graphs = graphs_on(self.device)
+        self.programs = Programs()
         self.requires_grad_(False).eval()
 
     def ahead(self, timesteps: Tensor) -> Ahead:
         """What the steps t [S] of a run need, to be handed to each call."""
-        return self.plan.time.ahead(self._scaled(timesteps))
+        with torch.autocast(self.device.type, enabled=False):
+            return self.plan.time.ahead(self._scaled(timesteps))
 
     @torch.no_grad()
     def forward(
@@ -54,7 +57,8 @@ class AcceleratedUNet(nn.Module):
         check_inputs(self.config, x, t, class_labels)
         t = steps_by_sample(x, t)
         t = t if ahead is not None else self._scaled(t)
-        with float32_products(self.tf32, self.device):
+        off = torch.autocast(self.device.type, enabled=False)
+        with float32_products(self.tf32, self.device), off:
             if ahead is None or row is None:
                 projections = time(t, class_labels)
             else:
@@ -76,9 +80,8 @@ class AcceleratedUNet(nn.Module):
             )
         x = x.to(self.dtype)
         if self.config.center_input_sample:
-            x = 2 * x - 1
-        off = torch.autocast(self.device.type, enabled=False)
-        with torch._C._AutoDispatchBelowAutograd(), off:
+            x = 2 * x + -1  # a program can add
+        with torch._C._AutoDispatchBelowAutograd():
             out = self.programs.run(self.plan, x, projections)
         if self.config.time_embedding_type == "fourier":
             out = out / t.to(out.dtype)[:, None, None, None]
@@ -89,6 +92,11 @@ class AcceleratedUNet(nn.Module):
             "an accelerated UNet stays on its device and in its dtype: move or convert the UNet "
             "it was made of, and accelerate that."
         )
+
+
+def graphs_on(device: torch.device) -> Graphs:
+    """Where whole steps of runs are kept."""
+    return (Graphs if device.type == "cuda" else Steps)(device)
 
 
 def hooked(model: nn.Module) -> bool:

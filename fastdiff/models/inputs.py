@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastdiff.models.config import UNetConfig
+from fastdiff.ops.philox_normal import readable
 
 
 def steps_by_sample(x: Tensor, t: Tensor | int) -> Tensor:
@@ -50,10 +51,12 @@ def _check_labels(config: UNetConfig, x: Tensor, labels: Tensor) -> None:
             f"class_labels have the shape {list(labels.shape)}; "
             f"give one label for each of the {x.shape[0]} samples of x."
         )
-    # On an accelerator the look would wait for the device; under compilation it has no values.
-    if labels.device.type != "cpu" or torch.compiler.is_compiling():
-        return
-    if config.num_classes is not None and labels.numel():
+    check_range(config, labels)
+
+
+def check_range(config: UNetConfig, labels: Tensor) -> None:
+    """Raise ValueError for labels of no class, where a look does not wait for the device."""
+    if config.num_classes is not None and labels.numel() and readable(labels):
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= config.num_classes:
             raise ValueError(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from fastdiff.diffusion import Clip, clip_bound
 from fastdiff.engine import AcceleratedUNet, planned
+from fastdiff.models.inputs import check_range
 from fastdiff.ops.philox_normal import checked_seed, philox_normal
 from fastdiff.samplers.plan import Plan
 from fastdiff.samplers.progress import progress_bar
@@ -73,6 +74,8 @@ class Run:
             planned(model), learned, clip, guidance_scale, plan.stochastic, plan.multistep
         )
         clip_bound(clip)  # raises for one that does not fit
+        if isinstance(self.step.model, AcceleratedUNet) and self._labels is not None:
+            check_range(self.step.model.config, self._labels)  # which a replayed step does not
         x_T = _checked(noise, size, "noise") if isinstance(noise, Tensor) else self._drawn(0)
         if x_T is None:
             x_T = philox_normal(size, self._seed, sample_index=self._index)
@@ -109,11 +112,11 @@ class Run:
         return done.x_prev
 
     def _may_replay(self) -> bool:
-        """Whether nobody looks at single steps, and a GPU can be handed them as graphs."""
+        """Whether nobody looks at single steps, so that they can be replayed whole."""
         model = self.step.model
         if not isinstance(model, AcceleratedUNet) or model.hooked or callable(self._noise):
             return False
-        return self._size[0] > 0 and capturable(self._x_T.device)
+        return self._size[0] > 0 and model.graphs.usable()
 
     def _replayed(self, show: Callable[[int, int], object] | None) -> Tensor:
         """By one step that was captured for this run or an earlier one."""
@@ -162,11 +165,6 @@ class Run:
         if not callable(self._noise):
             return None
         return _checked(self._noise(draw, self._index), self._size, "noise(draw)")
-
-
-def capturable(device: torch.device) -> bool:
-    """Whether a graph can be captured there now."""
-    return device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
 
 
 def _labels(

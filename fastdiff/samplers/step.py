@@ -89,7 +89,7 @@ class Step:
             state.model_input.copy_(cast(Tensor, done.model_input))
         if state.before is not None:
             state.before.copy_(cast(Tensor, done.pred_x_start))
-        state.row.add_(1)
+        state.row.bitwise_not_().neg_()  # row + 1; the calls of a recorded step take no numbers
 
     @property
     def key(self) -> tuple[Any, ...]:

@@ -21,7 +21,7 @@ def test_parts_within_parts_count_once(monkeypatch: pytest.MonkeyPatch, attentio
     outermost = [m for m in fast.modules() if isinstance(m, attention)]
     assert outermost
     watch = Stopwatch()
-    timed: Any = watch.time_model(fast, torch.device("cpu"), by_kind=True)
+    timed: Any = watch.time_model(fast, torch.device("cpu"))
     for module in outermost:
         assert module._forward_hooks
         assert not any(m._forward_hooks for m in module.modules() if m is not module)

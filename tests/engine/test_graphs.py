@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from fastdiff import DynamicThresholding, NoiseSchedule, sample
-from fastdiff.engine import AcceleratedUNet, accelerate, graphs
-from fastdiff.samplers import loop
+from fastdiff.engine import AcceleratedUNet, accelerate, graphs, unet
 from tests.engine.test_accelerate import made
 
 SHAPE = (2, 3, 12, 12)
@@ -65,7 +64,8 @@ def captures(monkeypatch: pytest.MonkeyPatch) -> Captures:
     monkeypatch.setattr(graphs, "captured", captures.captured)
     monkeypatch.setattr(graphs, "new_pool", object)
     monkeypatch.setattr(torch.cuda, "Event", Event)
-    monkeypatch.setattr(loop, "capturable", lambda device: True)
+    monkeypatch.setattr(graphs.Graphs, "usable", lambda self: True)
+    monkeypatch.setattr(unet, "graphs_on", graphs.Graphs)
     return captures
 
 

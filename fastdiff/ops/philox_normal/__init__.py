@@ -91,8 +91,10 @@ def checked_seed(seed: int | Tensor, device: torch.device) -> Tensor:
 
 
 def readable(tensor: Tensor) -> bool:
-    """Whether a check may look at the values: on the CPU, and not while torch.compile traces."""
-    return tensor.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether a check may look at the values: on the CPU, while nothing traces or records calls."""
+    if tensor.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return torch._C._len_torch_dispatch_stack() == 0
 
 
 def _check_range(name: str, low: int, high: int, bits: int) -> None:
