@@ -18,6 +18,7 @@ from fastdiff.engine.time import Ahead, TimeProjections
 from fastdiff.models import UNet
 from fastdiff.models import blocks as plain
 from fastdiff.models.inputs import check_inputs, steps_by_sample
+from fastdiff.ops.join_channels import join_channels
 
 
 class AcceleratedUNet(nn.Module):
@@ -99,6 +100,10 @@ def graphs_on(device: torch.device) -> Graphs:
     return (Graphs if device.type == "cuda" else Steps)(device)
 
 
+def _joined(h: Tensor, kept: Tensor) -> Tensor:
+    return join_channels(h, kept) if h.is_cpu else torch.cat((h, kept), dim=1)
+
+
 def hooked(model: nn.Module) -> bool:
     """Whether a hook waits for the calls of the model or a part of it."""
     return any(hooks_of(model))
@@ -163,7 +168,7 @@ class Plan(nn.Module):
         h, maps = x.contiguous(memory_format=torch.channels_last), list[Tensor]()
         for part, roles in zip(self.parts, self.roles, strict=True):
             if "join" in roles:
-                h = torch.cat((h, maps.pop()), dim=1)
+                h = _joined(h, maps.pop())
             h = part(h, next(projections)) if "time" in roles else part(h)
             if "keep" in roles:
                 maps.append(h)
