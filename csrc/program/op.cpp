@@ -1,5 +1,5 @@
 // fastdiff::program, run_program and forget_program: calls of operators, recorded by
-// fastdiff/engine/programs.py, run one after the other without Python between them.
+// fastdiff/engine/recording.py, run one after the other without Python between them.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <bit>
@@ -44,8 +44,8 @@ constexpr std::array kDtypes{ScalarType::Float, ScalarType::Double, ScalarType::
 struct Argument {
   Kind kind;
   bool optional;  // its type, which the ABI hands over by pointer
-  std::vector<std::int64_t>
-      values;  // a tensor's slot, a number's bits, a text's place in the words
+  // A tensor's slot, a number's bits, a text's place among the words, a dtype's in kDtypes.
+  std::vector<std::int64_t> values;
 };
 
 struct Call {

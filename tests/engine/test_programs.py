@@ -176,6 +176,15 @@ def test_a_program_takes_its_tensors_along() -> None:
     assert dead() is None and torch.ops.fastdiff.forget_program.default(0) == left
 
 
+def test_recording_does_not_bring_in_the_compiler() -> None:
+    code = (
+        "import sys, torch; from fastdiff.engine.recording import record; "
+        "assert record(lambda x: [x.relu()], (torch.ones(3),))[1] is not None; "
+        "assert 'torch._dynamo' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 PEAK = """
 import resource, sys, torch
 from fastdiff.engine.recording import record

@@ -79,6 +79,13 @@ def test_other_timesteps_and_classes_are_no_other_step() -> None:
     assert len(steps_of(fast)) == MOST_GRAPHS
 
 
+def test_labels_of_no_class_are_refused_before_a_recorded_step_reads_them() -> None:
+    fast = accelerate(made("adm"))
+    drawn(fast, class_labels=LABELS)
+    with pytest.raises(ValueError, match="class_labels reach from 4 to 9"):
+        drawn(fast, class_labels=torch.tensor([4, 9]))
+
+
 def test_every_step_is_told_and_an_interrupted_run_leaves_no_trace() -> None:
     fast, told = accelerate(made("small")), list[tuple[int, int]]()
     wanted = drawn(fast, progress=lambda done, total: told.append((done, total)))
