@@ -59,11 +59,10 @@ class Programs:
 
     def _recorded(self, inputs: tuple[Tensor, ...]) -> Recorded:
         key = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
-        if key not in self._kept:
-            self._kept[key] = Recorded()
-            while len(self._kept) > MOST_PROGRAMS:
-                del self._kept[next(iter(self._kept))]
-        return self._kept[key]
+        recorded = self._kept.setdefault(key, Recorded())
+        while len(self._kept) > MOST_PROGRAMS:
+            self._kept.pop(next(iter(self._kept)), None)  # which another thread may have done
+        return recorded
 
     def _may_run(self, model: nn.Module, inputs: tuple[Tensor, ...]) -> bool:
         if not undisturbed() or not all(type(x) is Tensor and x.is_cpu for x in inputs):
