@@ -28,15 +28,10 @@ class Graph(Generic[S]):
         self.state = copied(state)
 
         def warm_up() -> None:
-            self.load(state)
+            overwrite(self.state, state)
             advance(self.state)
 
         self._replay = captured(lambda: advance(self.state), warm_up, pool)
-
-    def load(self, state: S) -> None:
-        """Begin again from a state of the same shapes."""
-        for mine, given in zip(tensors(self.state), tensors(state), strict=True):
-            mine.copy_(given)
 
     def run(self, times: int, after: Callable[[int], object] | None = None) -> S:
         """Replay it so often and return the state.
@@ -93,7 +88,7 @@ class Graphs:
             self._kept[key] = graph
             while len(self._kept) > MOST_GRAPHS:
                 self._kept.popitem(last=False)
-            graph.load(state)
+            overwrite(graph.state, state)
             yield graph
 
     @contextmanager
@@ -177,6 +172,12 @@ def copied(state: S) -> S:
     elif is_dataclass(value):
         value = replace(value, **{f.name: copied(getattr(value, f.name)) for f in fields(value)})  # type: ignore[type-var]
     return cast(S, value)
+
+
+def overwrite(state: S, given: S) -> None:
+    """Copy the tensors of one state into another's of the same shapes."""
+    for mine, theirs in zip(tensors(state), tensors(given), strict=True):
+        mine.copy_(theirs)
 
 
 def tensors(state: Any) -> list[Tensor]:

@@ -9,7 +9,7 @@ from typing import Any, Generic, cast
 import torch
 from torch import Tensor
 
-from fastdiff.engine.graphs import Graphs, S, copied, tensors
+from fastdiff.engine.graphs import Graphs, S, copied
 from fastdiff.engine.programs import Recorded, undisturbed
 
 
@@ -20,11 +20,6 @@ class Step(Generic[S]):
         self.state = copied(state)
         self.advance: Callable[[S], None] | None = None  # while a run has it
         self._recorded = Recorded()
-
-    def load(self, state: S) -> None:
-        """Begin again from a state of the same shapes."""
-        for mine, given in zip(tensors(self.state), tensors(state), strict=True):
-            mine.copy_(given)
 
     def run(self, times: int, after: Callable[[int], object] | None = None) -> S:
         """Take it so often and return the state; `after` is told how many are done."""
