@@ -97,6 +97,7 @@ def _state(unet: UNet) -> tuple[list[int], list[int]]:
 
 def _bits(parameter: Tensor) -> Tensor:
     """Its memory as integers, of 8 bytes if they divide it: their sum takes a tenth of others'."""
-    flat = (parameter if parameter.is_contiguous() else parameter.movedim(1, -1)).reshape(-1)
+    channels_last = parameter.dim() > 1 and not parameter.is_contiguous()
+    flat = (parameter.movedim(1, -1) if channels_last else parameter).reshape(-1).contiguous()
     fits = flat.nbytes % 8 == 0 and flat.storage_offset() * flat.itemsize % 8 == 0
     return flat.view(torch.int64 if fits else {4: torch.int32, 2: torch.int16}[flat.itemsize])

@@ -164,6 +164,7 @@ def test_bad_input_is_told_as_the_unet_tells_it() -> None:
 def test_planned_is_kept_until_a_weight_changes(dtype: torch.dtype) -> None:
     unet = made("grey").to(dtype)  # some of its parameters are an odd number of bytes by eight
     unet.mid_block.to(memory_format=torch.channels_last)
+    unet.conv_out.bias.data = torch.randn(4, dtype=dtype)[::2]
     plan = planned(unet)
     assert isinstance(plan, AcceleratedUNet) and planned(unet) is plan and planned(plan) is plan
     for parameter in (
