@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastdiff.checkpoints import Pretrained
+    from fastdiff.cli.operators import Operators
 
 DTYPES = {
     "auto": "float32", "float32": "float32", "tf32": "float32", "bf16": "bfloat16", "f16": "float16"
@@ -51,7 +53,7 @@ DTYPES = {
     default="auto",
     help="Of the model; tf32: float32 that a GPU multiplies with 10 bits.",
 )
-@click.option("--profile", is_flag=True, help="Tell what the time went to.")
+@click.option("--profile", is_flag=True, help="Time operators one by one, and tell by kind.")
 def sample(
     model: Path | None,
     num: int,
@@ -95,8 +97,6 @@ def sample(
             labels = _labels(pretrained, label, num)
             pretrained.uncond_labels(0, guidance_scale)  # refused before any work
             called = pretrained.model_for(tf32=dtype == "tf32")
-            if profile:
-                called = stopwatch.time_model(called, pretrained.unet.device)
             if steps is None and sampler != "ddpm":
                 steps = min(50, pretrained.schedule.num_timesteps)
             settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
@@ -107,8 +107,10 @@ def sample(
             before, batches = ranks.agree(
                 lambda: run.begin({**kept, "model": pretrained.fingerprint()})
             )
+        operators = _operators(chosen) if profile else None
         with stopwatch.part("sampling"):
-            run.draw(batches[ranks.rank :: ranks.size], before, shown=ranks.rank == 0)
+            with operators or nullcontext():
+                run.draw(batches[ranks.rank :: ranks.size], before, shown=ranks.rank == 0)
             ranks.wait()
         if ranks.rank > 0:
             return
@@ -117,15 +119,21 @@ def sample(
     click.echo(stopwatch.summary(num - before))
     if before:
         click.echo(f"{before} of {num} images were there from an earlier run")
-    if profile:
-        _print_profile(stopwatch.profile())
+    if operators is not None:
+        _print_profile(operators.seconds)
+
+
+def _operators(device: torch.device) -> Operators:
+    from fastdiff.cli.operators import Operators
+
+    return Operators(device)
 
 
 def _print_profile(seconds: dict[str, float]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("part", "seconds", "share", show_edge=False, pad_edge=False)
+    table = Table("operators", "seconds", "share", show_edge=False, pad_edge=False)
     for name, spent in seconds.items():
         table.add_row(name, f"{spent:.2f}", f"{100 * spent / sum(seconds.values()):.1f} %")
     Console().print(table)

@@ -68,11 +68,22 @@ class Unrecordable(Exception):
     """What no program can hold."""
 
 
-class Recorder(TorchDispatchMode):
-    """Listens to the operators that are called within it."""
+class Listener(TorchDispatchMode):
+    """Hears of the operators that are called within it."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # there is nothing to skip, and to do so torch imports its compiler: a second
+
+
+class Recorder(Listener):
+    """Writes down the operators that are called within it."""
 
     def __init__(self, inputs: Iterable[Tensor]) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
+        super().__init__()
         self._calls: list[Call] = []
         self._complete = True
         self._words: dict[str, int] = {}
@@ -81,10 +92,6 @@ class Recorder(TorchDispatchMode):
         self._constants: dict[int, Tensor] = {}  # by slot
         for tensor in inputs:
             self._new_slot(tensor)
-
-    @classmethod
-    def _should_skip_dynamo(cls) -> bool:
-        return False  # there is nothing to skip, and to do so torch imports its compiler: a second
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Any = None
