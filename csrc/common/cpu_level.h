@@ -9,14 +9,12 @@
 
 namespace fastdiff {
 
-// x86-64's levels, and the fourth with bfloat16.
-enum class CpuLevel { baseline, v3, v4, v4_bf16 };
+// x86-64's levels, the fourth with bfloat16, and that with Intel's unit for matrices.
+enum class CpuLevel { baseline, v3, v4, v4_bf16, v4_amx };
 
 // The processor's, or a lower one that the environment's FASTDIFF_CPU_LEVEL names.
 CpuLevel cpu_level();
 
-// Whether it multiplies bfloat16 matrices by a unit of its own, Intel's AMX, and the system lets
-// this process; only at the highest level.
-bool has_matrix_unit();
+inline bool has_matrix_unit() { return cpu_level() == CpuLevel::v4_amx; }
 
 }  // namespace fastdiff

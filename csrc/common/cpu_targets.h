@@ -12,6 +12,7 @@
 
 #pragma GCC diagnostic push  // GCC's own intrinsics leave what they do not use unset
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
 
 #pragma GCC push_options
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,fma,f16c,bmi,bmi2")
@@ -54,7 +55,7 @@ namespace fastdiff::baseline {
 
 #if FASTDIFF_BY_LEVEL
 #define FASTDIFF_FOR_THIS_PROCESSOR(name)           \
-  (cpu_level() == CpuLevel::v4_bf16 ? v4_bf16::name \
+  (cpu_level() >= CpuLevel::v4_bf16 ? v4_bf16::name \
    : cpu_level() == CpuLevel::v4    ? v4::name      \
    : cpu_level() == CpuLevel::v3    ? v3::name      \
                                     : baseline::name)

@@ -160,7 +160,7 @@ def native_calls(op: str, device: str) -> int:
 
 def cpu_level() -> str:
     """The kind of x86-64 whose instructions the C++ kernels use, by its name in
-    FASTDIFF_CPU_LEVEL, which may lower it: baseline, v3, v4 or v4_bf16."""
+    FASTDIFF_CPU_LEVEL, which may lower it: baseline, v3, v4, v4_bf16 or v4_amx."""
     assert _native is not None, _native_error
     level = _native.fastdiff_cpu_level
     level.restype = ctypes.c_char_p

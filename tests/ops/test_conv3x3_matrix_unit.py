@@ -1,11 +1,12 @@
 """conv3x3 of bfloat16 by products of tiles: the processor's matrix unit, or plain C++ in its place.
 
-FASTDIFF_CPU_LEVEL below v4_bf16 takes the plain one; test_cpu_levels.py runs both where it can.
+FASTDIFF_CPU_LEVEL below v4_amx takes the plain one; test_cpu_levels.py runs both where it can.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 
 import pytest
@@ -33,8 +34,9 @@ def tiles_serve() -> Iterator[None]:
 
 def test_a_processor_with_such_a_unit_is_packed_for() -> None:
     weight, _ = weights(40, 24, BF16)
-    by_level = NATIVE and _library.cpu_level() == "v4_bf16" and torch.cpu._is_amx_tile_supported()
-    assert _library.has_matrix_unit() == by_level
+    asked = os.environ.get("FASTDIFF_CPU_LEVEL", "v4_amx") == "v4_amx"
+    by_level = NATIVE and asked and torch.cpu._is_amx_tile_supported()
+    assert _library.has_matrix_unit() == by_level == (NATIVE and _library.cpu_level() == "v4_amx")
     expected = for_matrix_unit if by_level else for_winograd
     assert torch.equal(pack_conv3x3(weight), expected(weight))
     assert pack_conv3x3(weight.float()).dtype == torch.float32

@@ -11,7 +11,7 @@ import pytest
 
 from fastdiff.ops import _library
 
-LEVELS = ["baseline", "v3", "v4", "v4_bf16"]
+LEVELS = ["baseline", "v3", "v4", "v4_bf16", "v4_amx"]
 LESSER = LEVELS[: LEVELS.index(_library.cpu_level())] if _library.native_path() else []
 TESTS = "by_law4 or any_shape or small_spread or strided or nan or packed"
 KERNELS = [
@@ -23,6 +23,7 @@ KERNELS = [
     "conv3x3_matrix_unit",
     "group_norm_silu",
     "group_norm_silu_gradient",
+    "self_attention",
     "total_norm",
 ]
 ROOT = Path(__file__).parents[2]
