@@ -48,14 +48,11 @@ FASTDIFF_INLINE void store(Float16* to, const Floats& values, int count = kLanes
 
 FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
 
-// 1 + 2^(-z log2 e), the power by a polynomial that is as exact as T can show.
+// 2^(n + r), as exact as T can show: an integer n in the low bits of `shifted`, and a rest of at
+// most 1/2 for a polynomial.
 template <class T>
-FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
-  Floats x = z < -89.0f ? splat(-89.0f) : z;  // beyond, the exponent would leave its field
-  x = x > 87.0f ? splat(87.0f) : x;
-  const Floats rounder = splat(0x1.8p23f);  // adding it leaves an integer in the low bits
-  const Floats shifted = x * -0x1.715476p0f + rounder;
-  const Floats r = x * -0x1.715476p0f - (shifted - rounder);
+FASTDIFF_INLINE Floats power_of_parts(const Floats& shifted, const Floats& rounder,
+                                      const Floats& r) {
   Floats p;
   if constexpr (sizeof(T) == 4) {
     p = 0x1.5bba14p-10f * r + 0x1.3cea88p-7f;
@@ -65,7 +62,32 @@ FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
   }
   p = p * r + 1.0f;
   const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(rounder);
-  return 1.0f + p * bit_cast<Floats>((exponent + 127) << 23);
+  return p * bit_cast<Floats>((exponent + 127) << 23);
+}
+
+// Adding it leaves an integer in the low bits.
+FASTDIFF_INLINE Floats rounder_to_integers() { return splat(0x1.8p23f); }
+
+// The greater of each two; b where one of them is NaN.
+FASTDIFF_INLINE Floats greater(const Floats& a, const Floats& b) { return a > b ? a : b; }
+
+// 2^x for x of at most 126, as exact as T can show; 2^-126 stands for less.
+template <class T>
+FASTDIFF_INLINE Floats power_of_two(const Floats& x) {
+  const Floats z = greater(splat(-126), x);
+  const Floats shifted = z + rounder_to_integers();
+  const Floats r = z - (shifted - rounder_to_integers());
+  return power_of_parts<T>(shifted, rounder_to_integers(), r);
+}
+
+// 1 + 2^(-z log2 e).
+template <class T>
+FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
+  Floats x = z < -89.0f ? splat(-89.0f) : z;  // beyond, the exponent would leave its field
+  x = x > 87.0f ? splat(87.0f) : x;
+  const Floats shifted = x * -0x1.715476p0f + rounder_to_integers();
+  const Floats r = x * -0x1.715476p0f - (shifted - rounder_to_integers());
+  return 1.0f + power_of_parts<T>(shifted, rounder_to_integers(), r);
 }
 
 // x / y as exact as T can show.

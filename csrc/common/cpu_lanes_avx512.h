@@ -6,6 +6,8 @@ constexpr int kWide = 8;  // vectors side by side: as many as the registers hold
 
 using Floats = Vectors<kLanes>::F;
 
+FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
+
 FASTDIFF_INLINE __mmask16 first_lanes(int count) {
   return static_cast<__mmask16>((1u << count) - 1);
 }
@@ -51,29 +53,51 @@ alignas(64) constexpr float kRoots[32] = {
     0x1.ea4afap0f, 0x1.f50766p0f,
 };
 
-// 1 + 2^(-z log2 e). The power's exponent is split into 32nds, whose roots a permutation looks up,
-// and a rest of at most 1/64, whose polynomial is as exact as T can show.
+// 2^(n + r), as exact as T can show: n in 32nds, whose roots a permutation looks up by the low bits
+// of `shifted`, and a rest of at most 1/64 for a polynomial.
 template <class T>
-FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
-  constexpr int kSmallerMagnitude = 2;  // the sign stays the first operand's
-  const __m512 x = _mm512_range_ps(bit_cast<__m512>(z), _mm512_set1_ps(126), kSmallerMagnitude);
-  const __m512 log2_e = _mm512_set1_ps(-0x1.715476p0f);
-  const __m512 rounder = _mm512_set1_ps(0x1.8p18f);  // adding it leaves 32nds in the low bits
-  const __m512 shifted = _mm512_fmadd_ps(x, log2_e, rounder);
-  const __m512 n = _mm512_sub_ps(shifted, rounder);
-  const __m512 r = _mm512_fmsub_ps(x, log2_e, n);
+FASTDIFF_INLINE __m512 power_of_parts(const __m512& shifted, const __m512& n, const __m512& r) {
   const __m512 root = _mm512_permutex2var_ps(_mm512_load_ps(kRoots), _mm512_castps_si512(shifted),
                                              _mm512_load_ps(kRoots + kLanes));
-  const __m512 one = _mm512_set1_ps(1);
   __m512 power;
   if constexpr (sizeof(T) == 4) {
     const __m512 slope =
         _mm512_fmadd_ps(r, _mm512_set1_ps(0x1.ebfbe4p-3f), _mm512_set1_ps(0x1.62e584p-1f));
     power = _mm512_fmadd_ps(root, _mm512_mul_ps(r, slope), root);
   } else {
-    power = _mm512_mul_ps(root, _mm512_fmadd_ps(r, _mm512_set1_ps(0x1.62e0a2p-1f), one));
+    power =
+        _mm512_mul_ps(root, _mm512_fmadd_ps(r, _mm512_set1_ps(0x1.62e0a2p-1f), _mm512_set1_ps(1)));
   }
-  return bit_cast<Floats>(_mm512_add_ps(_mm512_scalef_ps(power, n), one));
+  return _mm512_scalef_ps(power, n);
+}
+
+// Adding it leaves 32nds in the low bits.
+FASTDIFF_INLINE __m512 rounder_to_32nds() { return _mm512_set1_ps(0x1.8p18f); }
+
+// The greater of each two; b where one of them is NaN.
+FASTDIFF_INLINE Floats greater(const Floats& a, const Floats& b) {
+  return bit_cast<Floats>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+}
+
+// 2^x for x of at most 126, as exact as T can show; 2^-126 stands for less.
+template <class T>
+FASTDIFF_INLINE Floats power_of_two(const Floats& x) {
+  const __m512 z = bit_cast<__m512>(greater(splat(-126), x));
+  const __m512 shifted = _mm512_add_ps(z, rounder_to_32nds());
+  const __m512 n = _mm512_sub_ps(shifted, rounder_to_32nds());
+  return bit_cast<Floats>(power_of_parts<T>(shifted, n, _mm512_sub_ps(z, n)));
+}
+
+// 1 + 2^(-z log2 e).
+template <class T>
+FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
+  constexpr int kSmallerMagnitude = 2;  // the sign stays the first operand's
+  const __m512 x = _mm512_range_ps(bit_cast<__m512>(z), _mm512_set1_ps(126), kSmallerMagnitude);
+  const __m512 log2_e = _mm512_set1_ps(-0x1.715476p0f);
+  const __m512 shifted = _mm512_fmadd_ps(x, log2_e, rounder_to_32nds());
+  const __m512 n = _mm512_sub_ps(shifted, rounder_to_32nds());
+  const __m512 r = _mm512_fmsub_ps(x, log2_e, n);
+  return bit_cast<Floats>(_mm512_add_ps(power_of_parts<T>(shifted, n, r), _mm512_set1_ps(1)));
 }
 
 // x / y as exact as T can show.
@@ -82,8 +106,6 @@ FASTDIFF_INLINE Floats divided(const Floats& x, const Floats& y) {
   if constexpr (sizeof(T) == 4) return x / y;
   return x * bit_cast<Floats>(_mm512_rcp14_ps(bit_cast<__m512>(y)));
 }
-
-FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
 
 FASTDIFF_INLINE Floats square_root(const Floats& x) {
   return bit_cast<Floats>(_mm512_sqrt_ps(bit_cast<__m512>(x)));

@@ -10,6 +10,7 @@ from .denoise_step import denoise_step
 from .group_norm_silu import group_norm_silu
 from .philox_normal import philox_normal
 from .q_sample import q_sample
+from .self_attention import self_attention
 from .total_norm import total_norm
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "pack_conv3x3",
     "philox_normal",
     "q_sample",
+    "self_attention",
     "total_norm",
     "trained_conv3x3",
     "use_reference",
