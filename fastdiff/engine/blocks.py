@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from fastdiff.engine.convolution import Cudnn, convolution, kept
 from fastdiff.models import blocks
-from fastdiff.ops import attention_block
+from fastdiff.ops import _library, attention_block
 from fastdiff.ops.attention_block import composite
 
 
@@ -115,19 +115,34 @@ class PackedAttention(nn.Module):
         super().__init__()
         norm = block.group_norm
         self.norm = None if norm is None else Normalisation(norm, silu=False)
-        self.qkv = nn.ModuleList(
-            convolution(pointwise(layer)) for layer in (block.to_q, block.to_k, block.to_v)
-        )
+        self.qkv = convolution(pointwise(block.to_q, block.to_k, block.to_v))
         self.proj = convolution(pointwise(cast(nn.Linear, block.to_out[0])))
         self.heads, self.scale = block.heads, block.residual_scale
+        self.own = _suits_own_attention(block.to_q.weight.dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C, H, W]."""
-        n = x if self.norm is None else self.norm(x)
-        q, k, v = (layer(n).flatten(2).transpose(1, 2) for layer in self.qkv)
-        mixed = composite.attend(q, k, v, self.heads).transpose(1, 2).view(x.shape)
+        qkv = self.qkv(x if self.norm is None else self.norm(x))
+        if self.own:
+            by_tiles = x.dtype == torch.bfloat16 and _library.has_matrix_unit()
+            mixed = torch.ops.fastdiff.self_attention.default(qkv, self.heads, by_tiles)
+        else:
+            q, k, v = (part.flatten(2).transpose(1, 2) for part in qkv.chunk(3, dim=1))
+            mixed = composite.attend(q, k, v, self.heads).transpose(1, 2).view(x.shape)
         out: Tensor = self.proj(mixed, residual=x, scale=self.scale)
         return out
+
+
+def _suits_own_attention(dtype: torch.dtype) -> bool:
+    """Whether fastdiff::self_attention is faster than torch's SDPA here, as measured.
+
+    Without AVX-512 it is not, and where a processor has no more than dot products of bfloat16
+    nobody has measured it against SDPA's.
+    """
+    if not _library.native_kernel("self_attention", "CPU"):
+        return False
+    level = _library.cpu_level()
+    return level in ("v4", "v4_amx") or (level == "v4_bf16" and dtype != torch.bfloat16)
 
 
 def attention(block: blocks.Attention) -> nn.Module:
@@ -135,11 +150,13 @@ def attention(block: blocks.Attention) -> nn.Module:
     return (PackedAttention if block.to_q.weight.is_cpu else Attention)(block)
 
 
-def pointwise(layer: nn.Linear) -> nn.Conv2d:
-    """The same product for each pixel."""
-    conv = nn.Conv2d(layer.in_features, layer.out_features, 1, bias=False, device="meta")
-    conv.weight = nn.Parameter(layer.weight.detach()[:, :, None, None], requires_grad=False)
-    conv.bias = layer.bias
+def pointwise(*layers: nn.Linear) -> nn.Conv2d:
+    """The same products for each pixel, their results one behind the other."""
+    weight = torch.cat([layer.weight.detach() for layer in layers])
+    conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False, device="meta")
+    conv.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)
+    if layers[0].bias is not None:
+        conv.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), False)
     return conv
 
 

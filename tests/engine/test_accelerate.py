@@ -238,6 +238,30 @@ def test_which_convolutions_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None
     assert kinds(torch.bfloat16, True, True, True) == (own, own, own)
 
 
+@pytest.mark.skipif(not NATIVE, reason="without the native library attention is torch's")
+@pytest.mark.parametrize(
+    ("level", "dtypes"),
+    [
+        ("v3", set()),
+        ("v4", {torch.float32, torch.float16, torch.bfloat16}),
+        ("v4_bf16", {torch.float32, torch.float16}),
+        ("v4_amx", {torch.float32, torch.float16, torch.bfloat16}),
+    ],
+)
+@torch.no_grad()
+def test_which_attention_is_our_own(
+    monkeypatch: pytest.MonkeyPatch, level: str, dtypes: set[torch.dtype]
+) -> None:
+    monkeypatch.setattr(_library, "cpu_level", lambda: level)
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        fast = accelerate(made("cifar10").to(dtype))
+        blocks_of = sum(isinstance(part, blocks.PackedAttention) for part in fast.plan.parts)
+        before = _library.native_calls("self_attention", "CPU")
+        fast(torch.randn(1, 3, 32, 32), 3)
+        called = _library.native_calls("self_attention", "CPU") - before
+        assert called == (blocks_of if dtype in dtypes else 0)
+
+
 @pytest.mark.skipif(not NATIVE, reason="without the native library no weight is packed")
 def test_packed_weights_lie_in_huge_pages() -> None:
     """Asked for, that is: whether the system has some left is its matter."""
