@@ -19,4 +19,13 @@ def flags_of_memory_at(address: int) -> list[str]:
 
 def resident() -> float:
     """MB of memory that this process has."""
-    return int(re.search(r"VmRSS:\s+(\d+)", Path("/proc/self/status").read_text())[1]) / 1024  # type: ignore[index]
+    return _megabytes("VmRSS", "/proc/self/status")
+
+
+def lent() -> float:
+    """MB of those that the system may take when it runs short."""
+    return _megabytes("LazyFree", "/proc/self/smaps_rollup")
+
+
+def _megabytes(name: str, file: str) -> float:
+    return int(re.search(rf"{name}:\s+(\d+)", Path(file).read_text())[1]) / 1024  # type: ignore[index]

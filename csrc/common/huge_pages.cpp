@@ -15,7 +15,8 @@ namespace {
 
 constexpr std::size_t kPage = std::size_t{1} << 21, kLine = 64;
 constexpr std::size_t kLeastBlock = std::size_t{1} << 16;
-constexpr std::size_t kLeastRegion = 16 * kPage, kMostKept = 256 * kPage;
+constexpr std::size_t kLeastRegion = 16 * kPage;
+constexpr std::size_t kMostKept = 256 * kPage;  // beyond, the system may have what is free
 
 std::size_t rounded_up(std::size_t n, std::size_t to) { return (n + to - 1) / to * to; }
 
@@ -24,7 +25,7 @@ using Ranges = std::map<char*, std::size_t>;  // sizes by place
 // Blocks side by side in regions that the system gave; the lowest free place is taken first.
 class Memory {
   Ranges regions_, free_, taken_;
-  std::size_t bytes_free_ = 0;
+  std::size_t bytes_free_ = 0, bytes_taken_ = 0, most_taken_ = 0;
 
   // Null where the system has none.
   char* new_region(std::size_t size) {
@@ -77,16 +78,22 @@ class Memory {
     bytes_free_ -= room;
     if (room > size) add_free(place + size, room - size);
     taken_.emplace(place, size);
+    bytes_taken_ += size;
+    most_taken_ = std::max(most_taken_, bytes_taken_);
     return place;
   }
 
   void give_back(char* block) {
     const auto found = taken_.find(block);
     const auto range = add_free(found->first, found->second);
+    bytes_taken_ -= found->second;
     taken_.erase(found);
     const auto region = regions_.find(range->first);
     const bool whole = region != regions_.end() && region->second == range->second;
     if (!whole || bytes_free_ <= kMostKept) return;
+    // A run's next step takes as much as its last, and some room more, scattered as it lies.
+    const bool needed = bytes_free_ + bytes_taken_ <= most_taken_ + kMostKept;
+    if (needed && madvise(region->first, region->second, MADV_FREE) == 0) return;
     munmap(region->first, region->second);
     bytes_free_ -= range->second;
     regions_.erase(region);
