@@ -12,6 +12,7 @@ from fastdiff.engine.convolution import Cudnn, convolution, kept
 from fastdiff.models import blocks
 from fastdiff.ops import _library, attention_block
 from fastdiff.ops.attention_block import composite
+from fastdiff.ops.self_attention import faster_than_sdpa
 
 
 class Normalisation(nn.Module):
@@ -118,7 +119,7 @@ class PackedAttention(nn.Module):
         self.qkv = convolution(pointwise(block.to_q, block.to_k, block.to_v))
         self.proj = convolution(pointwise(cast(nn.Linear, block.to_out[0])))
         self.heads, self.scale = block.heads, block.residual_scale
-        self.own = _suits_own_attention(block.to_q.weight.dtype)
+        self.own = faster_than_sdpa(block.to_q.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C, H, W]."""
@@ -131,18 +132,6 @@ class PackedAttention(nn.Module):
             mixed = composite.attend(q, k, v, self.heads).transpose(1, 2).view(x.shape)
         out: Tensor = self.proj(mixed, residual=x, scale=self.scale)
         return out
-
-
-def _suits_own_attention(dtype: torch.dtype) -> bool:
-    """Whether fastdiff::self_attention is faster than torch's SDPA here, as measured.
-
-    Without AVX-512 it is not, and where a processor has no more than dot products of bfloat16
-    nobody has measured it against SDPA's.
-    """
-    if not _library.native_kernel("self_attention", "CPU"):
-        return False
-    level = _library.cpu_level()
-    return level in ("v4", "v4_amx") or (level == "v4_bf16" and dtype != torch.bfloat16)
 
 
 def attention(block: blocks.Attention) -> nn.Module:
