@@ -1,4 +1,5 @@
 // Attaches the kernels of fastdiff::conv1x1; its schema stands in fastdiff/ops.
+#include "../common/cpu_ops.h"
 #include "../common/native_calls.h"
 #include "../direct_convolution/call.h"
 #include "params.h"
@@ -48,5 +49,5 @@ Tensor conv1x1(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
 }  // namespace fastdiff
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
-  library.impl("conv1x1", TORCH_BOX(&fastdiff::conv1x1));
+  FASTDIFF_CPU_OP("conv1x1", &fastdiff::conv1x1);
 }

@@ -1,6 +1,7 @@
 // Attaches the kernels of fastdiff::conv3x3 and its gradients; their schemas stand in fastdiff/ops.
 #include <tuple>
 
+#include "../common/cpu_ops.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 #include "../direct_convolution/call.h"
@@ -107,7 +108,7 @@ std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample
 }  // namespace fastdiff
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
-  library.impl("conv3x3", TORCH_BOX(&fastdiff::conv3x3));
+  FASTDIFF_CPU_OP("conv3x3", &fastdiff::conv3x3);
   library.impl("conv3x3_pack", TORCH_BOX(&fastdiff::conv3x3_pack));
   library.impl("conv3x3_input_gradient", TORCH_BOX(&fastdiff::conv3x3_input_gradient));
   library.impl("conv3x3_gradient", TORCH_BOX(&fastdiff::conv3x3_gradient));

@@ -2,6 +2,7 @@
 // fastdiff/ops.
 #include <limits>
 
+#include "../common/cpu_ops.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 #include "params.h"
@@ -118,6 +119,6 @@ std::tuple<Tensor, Tensor> denoise_step_(Tensor x_t, Tensor model_output, Tensor
 }  // namespace fastdiff
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
-  library.impl("denoise_step", TORCH_BOX(&fastdiff::denoise_step));
-  library.impl("denoise_step_", TORCH_BOX(&fastdiff::denoise_step_));
+  FASTDIFF_CPU_OP("denoise_step", &fastdiff::denoise_step);
+  FASTDIFF_CPU_OP("denoise_step_", &fastdiff::denoise_step_);
 }

@@ -20,8 +20,8 @@ inline double keep_statistics(const GroupNormSiluParams& p, std::int64_t slab, d
                               double variance) {
   // Rounding may leave a constant group below zero; NaN stays NaN.
   const double rstd = 1 / std::sqrt((variance < 0 ? 0 : variance) + p.eps);
-  p.mean[slab] = static_cast<float>(mean);
-  p.rstd[slab] = static_cast<float>(rstd);
+  if (p.mean) p.mean[slab] = static_cast<float>(mean);
+  if (p.rstd) p.rstd[slab] = static_cast<float>(rstd);
   return rstd;
 }
 

@@ -4,6 +4,7 @@
 
 #include <tuple>
 
+#include "../common/cpu_ops.h"
 #include "../common/cuda_stream.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
@@ -121,6 +122,18 @@ Outputs cpu(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias,
              });
 }
 
+Tensor cpu_without_statistics(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias,
+                              double eps, MaybeTensor scale, MaybeTensor shift, bool silu,
+                              MaybeTensor residual) {
+  auto made = call(x, groups, weight, bias, eps, scale, shift, silu, residual);
+  if (!made) return std::get<0>(cpu(x, groups, weight, bias, eps, scale, shift, silu, residual));
+  const Tensor y = made->empty_like_x();
+  made->params.y = y.mutable_data_ptr();
+  cpu_calls.add();
+  if (x.numel() > 0) group_norm_silu_cpu(made->params);
+  return y;
+}
+
 // As `run`, of the gradient.
 template <class Launch>
 Gradients run_gradient(const Tensor& grad, const Tensor& x, std::int64_t groups,
@@ -219,6 +232,8 @@ Gradients cuda_gradient(Tensor grad, Tensor x, std::int64_t groups, MaybeTensor 
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
   library.impl("group_norm_silu", TORCH_BOX(&fastdiff::cpu));
+  fastdiff::CpuOp::add("fastdiff::group_norm_silu",
+                       {TORCH_BOX(&fastdiff::cpu), TORCH_BOX(&fastdiff::cpu_without_statistics)});
   library.impl("group_norm_silu_gradient", TORCH_BOX(&fastdiff::cpu_gradient));
 }
 

@@ -1,6 +1,7 @@
 // Attaches the kernel of fastdiff::join_channels; its schema stands in fastdiff/ops.
 #include <cstring>
 
+#include "../common/cpu_ops.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 
@@ -59,5 +60,5 @@ Tensor join_channels(Tensor a, Tensor b) {
 }  // namespace fastdiff
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
-  library.impl("join_channels", TORCH_BOX(&fastdiff::join_channels));
+  FASTDIFF_CPU_OP("join_channels", &fastdiff::join_channels);
 }

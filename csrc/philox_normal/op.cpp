@@ -1,4 +1,5 @@
 // Attaches the kernel of fastdiff::philox_normal; its schema stands in fastdiff/ops.
+#include "../common/cpu_ops.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 #include "params.h"
@@ -35,5 +36,5 @@ Tensor philox_normal(std::vector<std::int64_t> shape, Tensor seed, Tensor sample
 }  // namespace fastdiff
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
-  library.impl("philox_normal", TORCH_BOX(&fastdiff::philox_normal));
+  FASTDIFF_CPU_OP("philox_normal", &fastdiff::philox_normal);
 }

@@ -10,6 +10,7 @@
 #include <string>
 #include <utility>
 
+#include "../common/cpu_ops.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 
@@ -54,6 +55,13 @@ struct Call {
   bool returns_list;
   std::vector<std::int64_t> results;  // their slots
   std::vector<std::int64_t> unread;   // slots that no later call reads
+  CpuOp::Boxed kernel = nullptr;      // our own, which needs no dispatcher
+
+  bool wants_first_result_alone() const {
+    return std::all_of(results.begin() + 1, results.end(), [this](std::int64_t slot) {
+      return std::find(unread.begin(), unread.end(), slot) != unread.end();
+    });
+  }
 };
 
 using Slots = std::vector<MaybeTensor>;
@@ -98,6 +106,13 @@ Call read_call(Reader& code, const Words& words) {
   call.returns_list = code.next() != 0;
   call.results = code.list();
   call.unread = code.list();
+  if (const CpuOp* own = CpuOp::find(call.op); own && call.overload.empty()) {
+    call.kernel = own->all;
+    if (own->first_result && call.wants_first_result_alone()) {
+      call.kernel = own->first_result;
+      call.results.resize(1);
+    }
+  }
   return call;
 }
 
@@ -154,6 +169,12 @@ Tensor sum(const Call& call, const Slots& slots) {
   return Tensor(handle);
 }
 
+std::vector<Tensor> tensors_of(const std::vector<StableIValue>& stack, std::size_t count) {
+  std::vector<Tensor> tensors;
+  for (std::size_t i = 0; i < count; ++i) tensors.push_back(to<Tensor>(stack[i]));
+  return tensors;
+}
+
 std::vector<Tensor> results_of(const Call& call, const Slots& slots, const Words& words) {
   if (call.op == "aten::add") return {sum(call, slots)};
   std::vector<StableIValue> stack;
@@ -162,13 +183,15 @@ std::vector<Tensor> results_of(const Call& call, const Slots& slots, const Words
     stack.push_back(value_of(argument, slots, words));
   }
   if (!call.returns_list) stack.resize(std::max(stack.size(), call.results.size()));
+  if (call.kernel) {
+    call.kernel(stack.data(), call.arguments.size(), call.results.size());
+    return tensors_of(stack, call.results.size());
+  }
   // Without a version: the recorder read the schemas of the torch that runs.
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_call_dispatcher(call.op.c_str(), call.overload.c_str(), stack.data()));
   if (call.returns_list) return to<std::vector<Tensor>>(stack[0]);
-  std::vector<Tensor> results;
-  for (std::size_t i = 0; i < call.results.size(); ++i) results.push_back(to<Tensor>(stack[i]));
-  return results;
+  return tensors_of(stack, call.results.size());
 }
 
 void run(const Call& call, Slots& slots, const Words& words) {

@@ -1,4 +1,5 @@
 // Attaches the kernel of fastdiff::self_attention; its schema stands in fastdiff/ops.
+#include "../common/cpu_ops.h"
 #include "../common/native_calls.h"
 #include "../common/tensors.h"
 #include "params.h"
@@ -32,5 +33,5 @@ Tensor self_attention(Tensor qkv, std::int64_t heads, bool by_tiles) {
 }  // namespace fastdiff
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
-  library.impl("self_attention", TORCH_BOX(&fastdiff::self_attention));
+  FASTDIFF_CPU_OP("self_attention", &fastdiff::self_attention);
 }

@@ -99,6 +99,33 @@ def test_what_no_program_can_hold_stays_as_it_is(function: Callable[..., Tensor]
     assert runs() == before
 
 
+@pytest.mark.parametrize("wanted", [(0,), (0, 1), (2,), (0, 1, 2)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_our_own_kernels_are_called_past_the_dispatcher(
+    wanted: tuple[int, ...], dtype: torch.dtype
+) -> None:
+    """And make no statistics that nobody reads; what they do not cover goes to the reference."""
+
+    def normed(x: Tensor) -> list[Tensor]:
+        results = torch.ops.fastdiff.group_norm_silu.default(
+            x, 3, None, None, 1e-5, None, None, True, None
+        )
+        return [results[i] for i in wanted]
+
+    x = GIVEN[0].to(dtype)
+    _, program = record(normed, [x])
+    assert program is not None
+    covered = dtype == torch.float32
+    before = _library.native_calls("group_norm_silu", "CPU")
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = program(2 * x)
+    assert _library.native_calls("group_norm_silu", "CPU") == before + covered
+    assert same(found, normed(2 * x))
+    heard = {event.key for event in profile.key_averages()}
+    assert "fastdiff::run_program" in heard
+    assert ("fastdiff::group_norm_silu" in heard) != covered  # else the dispatched reference
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("name", CONFIGS)
 @torch.no_grad()
