@@ -62,7 +62,8 @@ struct TileHeads {
     return floats_of(depths(p) + key_panels(p)) + (key_panels(p) + 1) * kTileSize;
   }
 
-  // [32, 32] of q, k or v, from memory or, where the head has less, from what is filled up.
+  // [32, 32] of q, k or v where it lies; a copy where the head has less, which zeros fill up, or
+  // where its rows are no whole number of pairs apart.
   struct Block {
     const BFloat16* data;
     std::int64_t stride;
@@ -73,7 +74,7 @@ struct TileHeads {
         : data(head_of<BFloat16>(p, head, part, token) + channel), stride(p.token) {
       const std::int64_t rows = std::min<std::int64_t>(kTileDepth, p.tokens - token);
       const std::int64_t columns = std::min<std::int64_t>(kTileColumns, p.head_channels - channel);
-      if (rows == kTileDepth && columns == kTileColumns) return;
+      if (rows == kTileDepth && columns == kTileColumns && stride % 2 == 0) return;
       std::memset(filled, 0, sizeof(filled));
       for (std::int64_t row = 0; row < rows; ++row) {
         std::memcpy(filled + row * kTileColumns, data + row * stride, columns * sizeof(BFloat16));

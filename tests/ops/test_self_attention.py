@@ -59,7 +59,7 @@ def test_reference_is_the_formula() -> None:
     way=st.sampled_from(WAYS),
     batch=st.integers(1, 3),
     heads=st.integers(1, 4),
-    head_channels=st.integers(1, 80) | st.sampled_from([32, 64, 128]),
+    head_channels=st.integers(1, 80) | st.sampled_from([32, 33, 64, 128]),
     height=st.integers(1, 9) | st.just(16),
     width=st.integers(1, 9) | st.just(16),
     threads=st.sampled_from([1, 2, 3, 7]),
@@ -81,9 +81,10 @@ def test_any_shape_by_law4(
 
 @by_way
 @pytest.mark.parametrize(
-    ("channels", "heads", "side"), [(256, 1, 16), (512, 8, 8), (192, 3, 32), (512, 1, 4)]
+    ("channels", "heads", "side"),
+    [(256, 1, 16), (512, 8, 8), (192, 3, 32), (512, 1, 4), (33, 1, 8), (105, 3, 7)],
 )
-def test_sizes_of_unets_by_law4(
+def test_sizes_of_unets_and_odd_ones_by_law4(
     channels: int, heads: int, side: int, dtype: torch.dtype, by_tiles: bool
 ) -> None:
     judge(randn(2, 3 * channels, side, side, dtype=dtype), heads, by_tiles)
@@ -98,14 +99,17 @@ def test_flat_and_sharp_weights_by_law4(spread: float, dtype: torch.dtype, by_ti
 
 
 @by_way
-@pytest.mark.parametrize("view", ["some of the channels", "every other sample", "one column"])
+@pytest.mark.parametrize(
+    "view", ["some of the channels", "of an odd number", "every other sample", "one column"]
+)
 def test_strided_input(view: str, dtype: torch.dtype, by_tiles: bool) -> None:
     qkv = {
-        "some of the channels": randn(2, 128, 8, 8)[:, 16:112],
-        "every other sample": randn(4, 96, 8, 8)[::2],
-        "one column": randn(2, 96, 8, 8)[..., 3:4],
+        "some of the channels": randn(2, 128, 8, 8, dtype=dtype)[:, 16:112],
+        "of an odd number": randn(2, 129, 8, 8, dtype=dtype)[:, 17:113],
+        "every other sample": randn(4, 96, 8, 8, dtype=dtype)[::2],
+        "one column": randn(2, 96, 8, 8, dtype=dtype)[..., 3:4],
     }[view]
-    judge(qkv.to(dtype), 1, by_tiles)
+    judge(qkv, 1, by_tiles)
 
 
 @by_way
