@@ -9,21 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
 from benchmarks.interleave import medians
 from fastdiff.ops import _library, self_attention
-from fastdiff.ops.attention_block.composite import attend
+from fastdiff.ops.attention_block.composite import attend_in_image
 from fastdiff.ops.self_attention import reference
 from tests.judge import assert_close_by_law4
 
 DTYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}
-
-
-def sdpa(qkv: Tensor, heads: int) -> Tensor:
-    N, channels, H, W = qkv.shape
-    q, k, v = (part.flatten(2).transpose(1, 2) for part in qkv.chunk(3, dim=1))
-    return attend(q, k, v, heads).transpose(1, 2).view(N, channels // 3, H, W)
 
 
 @pytest.mark.parametrize("dtype", DTYPES.values(), ids=DTYPES)
@@ -44,7 +37,7 @@ def test_forward(
 
     calls = {
         "fastdiff": lambda: self_attention(qkv, heads),
-        "SDPA": lambda: sdpa(qkv, heads),
+        "SDPA": lambda: attend_in_image(qkv, heads),
     }
     seconds = medians(calls)
     benchmark.extra_info["medians_us"] = {name: 1e6 * s for name, s in seconds.items()}

@@ -68,13 +68,13 @@ FASTDIFF_INLINE Floats power_of_parts(const Floats& shifted, const Floats& round
 // Adding it leaves an integer in the low bits.
 FASTDIFF_INLINE Floats rounder_to_integers() { return splat(0x1.8p23f); }
 
-// The greater of each two; b where one of them is NaN.
-FASTDIFF_INLINE Floats greater(const Floats& a, const Floats& b) { return a > b ? a : b; }
+// The larger of each two; b where one of them is NaN.
+FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }
 
 // 2^x for x of at most 126, as exact as T can show; 2^-126 stands for less.
 template <class T>
 FASTDIFF_INLINE Floats power_of_two(const Floats& x) {
-  const Floats z = greater(splat(-126), x);
+  const Floats z = larger(splat(-126), x);
   const Floats shifted = z + rounder_to_integers();
   const Floats r = z - (shifted - rounder_to_integers());
   return power_of_parts<T>(shifted, rounder_to_integers(), r);

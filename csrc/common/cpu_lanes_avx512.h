@@ -74,15 +74,15 @@ FASTDIFF_INLINE __m512 power_of_parts(const __m512& shifted, const __m512& n, co
 // Adding it leaves 32nds in the low bits.
 FASTDIFF_INLINE __m512 rounder_to_32nds() { return _mm512_set1_ps(0x1.8p18f); }
 
-// The greater of each two; b where one of them is NaN.
-FASTDIFF_INLINE Floats greater(const Floats& a, const Floats& b) {
+// The larger of each two; b where one of them is NaN.
+FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) {
   return bit_cast<Floats>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
 }
 
 // 2^x for x of at most 126, as exact as T can show; 2^-126 stands for less.
 template <class T>
 FASTDIFF_INLINE Floats power_of_two(const Floats& x) {
-  const __m512 z = bit_cast<__m512>(greater(splat(-126), x));
+  const __m512 z = bit_cast<__m512>(larger(splat(-126), x));
   const __m512 shifted = _mm512_add_ps(z, rounder_to_32nds());
   const __m512 n = _mm512_sub_ps(shifted, rounder_to_32nds());
   return bit_cast<Floats>(power_of_parts<T>(shifted, n, _mm512_sub_ps(z, n)));

@@ -11,10 +11,7 @@ template <class T>
 void gather(const Conv1x1Params& p, const Range& pixels, float* v) {
   for (std::int64_t pixel = pixels.first; pixel < pixels.last; ++pixel, v += kRowStride) {
     const T* from = static_cast<const T*>(p.x.data) + place(p, p.x, pixel);
-    for (std::int64_t c = 0; c < p.channels; c += kLanes) {
-      const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, p.channels - c));
-      store(v + in_chunks(c, pixels.size()), load(from + c, lanes));
-    }
+    row_to_chunks(from, p.channels, pixels.size(), v);
   }
 }
 
@@ -25,7 +22,7 @@ void finish(const Conv1x1Params& p, const Range& pixels, std::int64_t panel, con
   for (int j = 0; j < kVectors; ++j) {
     const std::int64_t c = panel * kPanel + j * kLanes;
     if (c >= O) return;
-    const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, O - c));
+    const int lanes = lanes_of(O, c);
     const Floats bias = p.bias ? load(static_cast<const T*>(p.bias) + c, lanes) : splat(0);
     const float* from = m + j * kLanes;
     for (std::int64_t pixel = pixels.first; pixel < pixels.last; ++pixel, from += kPanel) {

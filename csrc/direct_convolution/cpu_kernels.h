@@ -59,7 +59,6 @@ struct Places {
 template <int rows, int kernel, class Tiles, class Beside>
 FASTDIFF_INLINE void products(Tiles& tiles, const Bordered& image, const BFloat16* const (&a)[2],
                               const BFloat16* weights, float* sums, const Beside& beside) {
-  constexpr int kAwake = 18;  // products
   tiles.template zero<rows>();
   int i = 0;
   for (std::int64_t c = 0; c < image.channels; c += kTileDepth) {

@@ -4,7 +4,6 @@
 #include "cpu_channels.h"
 
 FASTDIFF_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a : b; }
-FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) { return a < b ? b : a; }
 
 // The middle one of three; no lone outlier becomes a center.
 FASTDIFF_INLINE Floats median(const Floats& a, const Floats& b, const Floats& c) {

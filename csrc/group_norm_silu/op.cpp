@@ -112,14 +112,15 @@ Outputs run(const Tensor& x, std::int64_t groups, const MaybeTensor& weight,
 
 CallCounter cpu_calls("group_norm_silu.cpu");
 
+bool launch_cpu(const GroupNormSiluParams& params) {
+  cpu_calls.add();
+  group_norm_silu_cpu(params);
+  return true;
+}
+
 Outputs cpu(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias, double eps,
             MaybeTensor scale, MaybeTensor shift, bool silu, MaybeTensor residual) {
-  return run(x, groups, weight, bias, eps, scale, shift, silu, residual,
-             [](const GroupNormSiluParams& p) {
-               cpu_calls.add();
-               group_norm_silu_cpu(p);
-               return true;
-             });
+  return run(x, groups, weight, bias, eps, scale, shift, silu, residual, launch_cpu);
 }
 
 Tensor cpu_without_statistics(Tensor x, std::int64_t groups, MaybeTensor weight, MaybeTensor bias,
@@ -129,8 +130,7 @@ Tensor cpu_without_statistics(Tensor x, std::int64_t groups, MaybeTensor weight,
   if (!made) return std::get<0>(cpu(x, groups, weight, bias, eps, scale, shift, silu, residual));
   const Tensor y = made->empty_like_x();
   made->params.y = y.mutable_data_ptr();
-  cpu_calls.add();
-  if (x.numel() > 0) group_norm_silu_cpu(made->params);
+  if (x.numel() > 0) launch_cpu(made->params);
   return y;
 }
 

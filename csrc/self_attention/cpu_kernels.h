@@ -18,11 +18,6 @@ FASTDIFF_INLINE T* mixed_of(const SelfAttentionParams& p, std::int64_t head, std
   return static_cast<T*>(p.y) + (row * p.heads + head % p.heads) * p.head_channels;
 }
 
-// The lanes of the vector from `first` on that `count` has.
-FASTDIFF_INLINE int lanes_of(std::int64_t count, std::int64_t first) {
-  return static_cast<int>(std::clamp<std::int64_t>(count - first, 0, kLanes));
-}
-
 // The softmax of a block's rows, but for a factor by row.
 class Softmax {
   const int rows_;
@@ -33,7 +28,7 @@ class Softmax {
   float factors_[kQueries];
 
  public:
-  explicit Softmax(const SelfAttentionParams& p, int rows)
+  Softmax(const SelfAttentionParams& p, int rows)
       : rows_(rows),
         panels_(divide_up(p.tokens, kPanel)),
         keys_(static_cast<int>(p.tokens - (panels_ - 1) * kPanel)),
@@ -48,7 +43,7 @@ class Softmax {
     for (int row = 0; row < rows_; ++row, scores += kPanel) {
       std::fill(scores + keys, scores + kPanel, std::numeric_limits<float>::lowest());
       Floats greatest = greatest_[row];
-      for (int j = 0; j < kVectors; ++j) greatest = greater(load(scores + j * kLanes), greatest);
+      for (int j = 0; j < kVectors; ++j) greatest = larger(load(scores + j * kLanes), greatest);
       greatest_[row] = greatest;
     }
   }
@@ -157,10 +152,7 @@ struct FloatHeads {
     float* const sums = scores + key_panels(p) * rows * kPanel;
     for (int row = 0; row < rows; ++row) {
       const T* const from = head_of<T>(p, head, 0, queries.first + row);
-      for (std::int64_t c = 0; c < p.head_channels; c += kLanes) {
-        const Floats value = load(from + c, lanes_of(p.head_channels, c));
-        store(q + in_chunks(c, rows) + row * kRowStride, value);
-      }
+      row_to_chunks(from, p.head_channels, rows, q + row * kRowStride);
     }
     Softmax softmax(p, rows);
     for (std::int64_t panel = 0; panel < key_panels(p); ++panel) {

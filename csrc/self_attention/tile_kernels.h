@@ -9,7 +9,6 @@ constexpr std::int64_t kTileSize = kTileDepth * kTileColumns;
 template <class Tiles>
 FASTDIFF_INLINE void multiply_tiles(Tiles& unit, const BFloat16* a, const BFloat16* b,
                                     std::int64_t steps, float* sums) {
-  constexpr int kAwake = 18;  // products
   unit.template zero<2>();
   for (std::int64_t i = 0; i < steps; ++i, a += kTileSize, b += kTileSize) {
     if (i % kAwake == kAwake - 1) unit.stay_awake();

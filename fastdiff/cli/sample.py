@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from fastdiff.checkpoints import Pretrained
-    from fastdiff.cli.operators import Operators
 
 DTYPES = {
     "auto": "float32", "float32": "float32", "tf32": "float32", "bf16": "bfloat16", "f16": "float16"
@@ -90,6 +89,8 @@ def sample(
     stopwatch = Stopwatch()
     with joined() as ranks:
         with stopwatch.part("start"):
+            from fastdiff.cli.operators import Operators  # and torch, which takes a second
+
             chosen = resolve_device(device, ranks)
             if dtype == "tf32" and chosen.type != "cuda":
                 raise click.UsageError("--dtype tf32 is of NVIDIA GPUs; on the CPU take float32")
@@ -107,7 +108,7 @@ def sample(
             before, batches = ranks.agree(
                 lambda: run.begin({**kept, "model": pretrained.fingerprint()})
             )
-        operators = _operators(chosen) if profile else None
+        operators = Operators(chosen) if profile else None
         with stopwatch.part("sampling"):
             with operators or nullcontext():
                 run.draw(batches[ranks.rank :: ranks.size], before, shown=ranks.rank == 0)
@@ -121,12 +122,6 @@ def sample(
         click.echo(f"{before} of {num} images were there from an earlier run")
     if operators is not None:
         _print_profile(operators.seconds)
-
-
-def _operators(device: torch.device) -> Operators:
-    from fastdiff.cli.operators import Operators
-
-    return Operators(device)
 
 
 def _print_profile(seconds: dict[str, float]) -> None:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from fastdiff.engine.convolution import Cudnn, convolution, kept
 from fastdiff.models import blocks
 from fastdiff.ops import _library, attention_block
-from fastdiff.ops.attention_block import composite
+from fastdiff.ops.attention_block.composite import attend_in_image
 from fastdiff.ops.self_attention import faster_than_sdpa
 
 
@@ -128,8 +128,7 @@ class PackedAttention(nn.Module):
             by_tiles = x.dtype == torch.bfloat16 and _library.has_matrix_unit()
             mixed = torch.ops.fastdiff.self_attention.default(qkv, self.heads, by_tiles)
         else:
-            q, k, v = (part.flatten(2).transpose(1, 2) for part in qkv.chunk(3, dim=1))
-            mixed = composite.attend(q, k, v, self.heads).transpose(1, 2).view(x.shape)
+            mixed = attend_in_image(qkv, self.heads)
         out: Tensor = self.proj(mixed, residual=x, scale=self.scale)
         return out
 

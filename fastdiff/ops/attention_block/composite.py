@@ -58,6 +58,13 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(N, T, C)
 
 
+def attend_in_image(qkv: Tensor, heads: int) -> Tensor:
+    """The same among the pixels of qkv [N, 3C, H, W], to [N, C, H, W]; channels-last."""
+    N, channels, H, W = qkv.shape
+    q, k, v = (part.flatten(2).transpose(1, 2) for part in qkv.chunk(3, dim=1))
+    return attend(q, k, v, heads).transpose(1, 2).view(N, channels // 3, H, W)
+
+
 def add_projection(
     x: Tensor, mixed: Tensor, weight: Tensor, bias: Tensor | None, scale: float
 ) -> Tensor:

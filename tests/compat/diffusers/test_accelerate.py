@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import fastdiff
 from fastdiff.ops import _library
+from fastdiff.ops.self_attention import faster_than_sdpa
 from tests.restated.weights import shaken
 
 
@@ -115,17 +116,19 @@ def test_it_runs_on_the_ops(build: Any, attends: bool) -> None:
     given = next(inputs for b, _, inputs in MODELS.values() if b is build)
     blocks = kinds(model)
     fastdiff.accelerate(model)
-    before = {op: _library.native_calls(op, "CPU") for op in ("group_norm_silu", "conv1x1")}
+    ops = ("group_norm_silu", "conv1x1", "self_attention")
+    before = {op: _library.native_calls(op, "CPU") for op in ops}
     composed = _library.composite_calls("attention_block", "CPU")
     with torch.no_grad():
         model(*given)
     assert _library.composite_calls("attention_block", "CPU") == composed
-    norms, products = (_library.native_calls(op, "CPU") - n for op, n in before.items())
+    norms, products, mixed = (_library.native_calls(op, "CPU") - n for op, n in before.items())
     attentions = blocks["Attention"] if attends else 0
     # Two in a residual block, one in an attention block, and the last.
     assert norms == 2 * blocks["ResnetBlock2D"] + blocks["Transformer2DModel"] + 1 + attentions
     # Of q, k and v together and the projection, beside the residual blocks' shortcuts.
     assert products - blocks["ResnetBlock2D"] < 2 * attentions <= products
+    assert mixed == (attentions if faster_than_sdpa(torch.empty(0)) else 0)
 
 
 @pytest.mark.parametrize("build", [unet, conditioned])
