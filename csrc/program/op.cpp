@@ -3,11 +3,14 @@
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
 #include <bit>
+#include <chrono>
 #include <cstdint>
 #include <map>
 #include <memory>
 #include <mutex>
+#include <span>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "../common/cpu_ops.h"
@@ -252,15 +255,43 @@ std::int64_t program(Words words, std::vector<std::int64_t> code, std::vector<Te
   return programs().add(std::move(made));
 }
 
-std::vector<Tensor> run_program(std::int64_t number, std::vector<Tensor> inputs) {
+std::vector<Tensor> tensors_at(std::span<const std::int64_t> places, const Slots& slots) {
+  std::vector<Tensor> tensors;
+  for (const std::int64_t slot : places) tensors.push_back(slots.at(slot).value());
+  return tensors;
+}
+
+// A place in a program is the call that comes next, then the slots of the tensors that are there
+// besides the constants: the inputs, before the first. At the end, with the outputs, it is empty.
+using Place = std::vector<std::int64_t>;
+
+Place place_before(std::size_t next, const Program& program, const Slots& slots) {
+  Place place{static_cast<std::int64_t>(next)};
+  for (std::size_t slot = 0; slot < slots.size(); ++slot) {
+    if (slots[slot] && !program.constants[slot]) place.push_back(static_cast<std::int64_t>(slot));
+  }
+  return place;
+}
+
+// Stops between two calls once `seconds` have passed, so that Python hears Ctrl-C.
+std::tuple<std::vector<Tensor>, Place> run_program(std::int64_t number, std::vector<Tensor> given,
+                                                   Place place, double seconds) {
+  using Clock = std::chrono::steady_clock;
+  const auto began = Clock::now();
   const auto program = programs().find(number);
   Slots slots = program->constants;
-  for (std::size_t i = 0; i < inputs.size(); ++i) slots.at(i) = std::move(inputs[i]);
-  for (const Call& call : program->calls) run(call, slots, program->words);
+  for (std::size_t i = 0; i < given.size(); ++i) slots.at(place.at(i + 1)) = std::move(given[i]);
+  const auto& calls = program->calls;
+  for (auto next = static_cast<std::size_t>(place.at(0)); next < calls.size();) {
+    run(calls[next++], slots, program->words);
+    const std::chrono::duration<double> took = Clock::now() - began;
+    if (took.count() >= seconds && next < calls.size()) {
+      place = place_before(next, *program, slots);
+      return {tensors_at(std::span(place).subspan(1), slots), place};
+    }
+  }
   runs.add();
-  std::vector<Tensor> outputs;
-  for (const std::int64_t slot : program->outputs) outputs.push_back(slots.at(slot).value());
-  return outputs;
+  return {tensors_at(program->outputs, slots), {}};
 }
 
 // How many are left.
@@ -271,7 +302,9 @@ std::int64_t forget_program(std::int64_t number) { return programs().remove(numb
 
 STABLE_TORCH_LIBRARY_FRAGMENT(fastdiff, library) {
   library.def("program(str[] words, int[] code, Tensor[] constants) -> int");
-  library.def("run_program(int program, Tensor[] inputs) -> Tensor[]");
+  library.def(
+      "run_program(int program, Tensor[] given, int[] place, float seconds)"
+      " -> (Tensor[] results, int[] place)");
   library.def("forget_program(int program) -> int");
 }
 

@@ -20,6 +20,7 @@ KINDS = (
 )  # fmt: skip
 MEMORY_FORMATS = (torch.contiguous_format, torch.preserve_format, torch.channels_last)
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+SECONDS_UNHEARD = 0.1  # that a program runs without Python, which hears Ctrl-C
 
 Function = Callable[..., list[Tensor]]
 
@@ -32,9 +33,12 @@ class Program:
         weakref.finalize(self, torch.ops.fastdiff.forget_program.default, self._number)
 
     def __call__(self, *inputs: Tensor) -> list[Tensor]:
+        run = torch.ops.fastdiff.run_program.default
+        tensors, place = list(inputs), [0, *range(len(inputs))]
         with torch._C._AutoDispatchBelowADInplaceOrView():
-            outputs: list[Tensor] = torch.ops.fastdiff.run_program.default(self._number, inputs)
-        return outputs
+            while place:  # and between its calls Ctrl-C is heard
+                tensors, place = run(self._number, tensors, place, SECONDS_UNHEARD)
+        return tensors
 
 
 def record(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+import signal
 import subprocess
 import sys
 import weakref
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastdiff.engine import accelerate
+from fastdiff.engine import accelerate, recording
 from fastdiff.engine.programs import MOST_PROGRAMS, Programs
 from fastdiff.engine.recording import record
 from fastdiff.ops import _library, use_reference
@@ -71,6 +72,43 @@ def test_a_program_repeats_its_function_on_other_values(dtype: torch.dtype) -> N
         assert runs() == before + 1
     WEIGHT.mul_(2)  # which it reads where it lies
     assert same(program(*given), of_every_kind(*given)) and COUNT == 8
+
+
+def test_in_pieces_a_program_does_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    COUNT.zero_()
+    wanted, program = record(of_every_kind, GIVEN)
+    assert program is not None
+    monkeypatch.setattr(recording, "SECONDS_UNHEARD", 0.0)
+    before = runs()
+    assert same(program(*GIVEN), wanted)
+    assert runs() == before + 1 and COUNT == 2
+    constant = record(lambda x, y: [x], GIVEN)[1]
+    assert constant is not None and same(constant(*GIVEN), [GIVEN[0]])
+
+
+def test_ctrl_c_is_heard_within_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    def long(x: Tensor) -> list[Tensor]:
+        for _ in range(2000):
+            x = x @ x
+        return [x]
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    x = torch.eye(300)
+    wanted, program = record(long, [x])
+    assert program is not None
+    monkeypatch.setattr(recording, "SECONDS_UNHEARD", 0.001)
+    before, handler = runs(), signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.01)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            program(x)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, handler)
+    assert runs() == before
+    assert same(program(x), wanted)
 
 
 def same(found: list[Tensor], wanted: list[Tensor]) -> bool:
@@ -181,7 +219,7 @@ def test_an_error_is_the_operators_own() -> None:
     programs.run(model, x, torch.tensor([1]))
     assert runs() == before + 1
     with pytest.raises(RuntimeError, match="there is no program 0"):
-        torch.ops.fastdiff.run_program.default(0, [x])
+        torch.ops.fastdiff.run_program.default(0, [x], [0, 0], 1.0)
 
 
 def test_the_oldest_programs_go() -> None:
