@@ -27,25 +27,32 @@ class Shards:
     there. Several processes may write different batches.
     """
 
-    def __init__(self, target: Path, count: int, batch_size: int) -> None:
+    def __init__(
+        self, target: Path, count: int, batch_size: int, settings: Mapping[str, Any]
+    ) -> None:
         self.folder = target.with_name(f"{target.name}.parts")
         self.count, self.batch_size = count, batch_size
+        self.settings = {**settings, "num": count, "batch_size": batch_size}
 
-    def begin(self, settings: Mapping[str, Any]) -> list[int]:
-        """Make the folder, or take up what a run of the same settings left; the batches to draw.
-
-        Raises ValueError where the folder is that of a run of other settings.
-        """
-        settings = {**settings, "num": self.count, "batch_size": self.batch_size}
+    def check(self) -> None:
+        """Raise ValueError where the folder is there, but of a run of other settings or of none."""
         path = self.folder / SETTINGS
         if path.exists():
-            self._check_same(settings, _read(path))
-        else:
-            self.folder.mkdir(exist_ok=True)
-            if any(not file.name.startswith(".") for file in self.folder.iterdir()):
-                raise ValueError(f"{self.folder} is no unfinished run: name another file.")
+            self._check_same(_read(path))
+        elif any(self.folder.glob("[!.]*")):
+            raise ValueError(f"{self.folder} is no unfinished run: name another file.")
+
+    def begin(self) -> list[int]:
+        """Make the folder, or take up what a run of the same settings left; the batches to draw.
+
+        Raises ValueError as `check` does.
+        """
+        self.check()
+        self.folder.mkdir(exist_ok=True)
+        path = self.folder / SETTINGS
+        if not path.exists():
             with write_whole(path) as unfinished:
-                unfinished.write_text(json.dumps(settings, indent=2) + "\n")
+                unfinished.write_text(json.dumps(self.settings, indent=2) + "\n")
         for leftover in self.folder.glob(".*"):  # of a write that was cut off
             leftover.unlink()
         return [batch for batch in self._batches() if not self._path(batch).exists()]
@@ -86,7 +93,9 @@ class Shards:
         os.replace(unfinished, target)
 
     def remove(self) -> None:
-        """Delete the folder and what it holds."""
+        """Delete the folder and what it holds, last what tells whose it is."""
+        for batch in self._batches():
+            self._path(batch).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _batches(self) -> range:
@@ -102,7 +111,8 @@ class Shards:
         except (ValueError, EOFError) as error:
             raise ValueError(f"{path} is damaged; delete it and run the command again.") from error
 
-    def _check_same(self, settings: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    def _check_same(self, before: Mapping[str, Any]) -> None:
+        settings = self.settings
         other = [name for name in settings if settings[name] != before.get(name)]
         if other:
             told = ", ".join(f"{name} {before.get(name)}, not {settings[name]}" for name in other)

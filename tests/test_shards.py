@@ -15,8 +15,8 @@ LABELS = np.arange(11)
 
 
 def begun(folder: Path, batch_size: int = 4, **settings: object) -> tuple[Shards, list[int]]:
-    shards = Shards(folder / "all.npz", len(IMAGES), batch_size)
-    return shards, shards.begin({**SETTINGS, **settings})
+    shards = Shards(folder / "all.npz", len(IMAGES), batch_size, {**SETTINGS, **settings})
+    return shards, shards.begin()
 
 
 def write(shards: Shards, batches: list[int]) -> None:
@@ -73,6 +73,21 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="is no unfinished run"):
         begun(tmp_path)
     assert mine.exists()
+
+
+def test_a_removal_that_was_cut_off_can_be_taken_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(folder: Path, **_: object) -> None:
+        assert [file.name for file in folder.iterdir()] == ["settings.json"]
+        raise KeyboardInterrupt
+
+    shards, batches = begun(tmp_path)
+    write(shards, batches)
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr("shutil.rmtree", interrupted)
+        shards.remove()
+    assert begun(tmp_path)[1] == batches
 
 
 @pytest.mark.parametrize("name", ["000001.npy", "settings.json"])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -40,28 +40,32 @@ class Drawing:
         classes = pretrained.num_classes
         self.columns = classes if classes and classes <= 16 else None
 
-    def begin(self, kept: dict[str, Any]) -> tuple[int, list[int]]:
+    @contextmanager
+    def unfinished(self) -> Iterator[None]:
+        """Whatever ends this block early leaves the finished batches, or no folder at all."""
+        try:
+            yield
+        except BaseException:
+            if done := self.shards.num_images():
+                told = f"{done} of {self.shards.count} images are kept in {self.shards.folder}"
+                click.echo(f"{told}; the same command goes on from there", err=True)
+            else:
+                self.shards.remove()
+            raise
+
+    def begin(self) -> tuple[int, list[int]]:
         """How many images are there from before, and the batches left to draw."""
-        batches = self.shards.begin(kept)
+        batches = self.shards.begin()
         before = self.shards.num_images()
         if self.outputs.gif is not None:  # its frames are not kept, so the first batch is drawn
             batches = sorted({0, *batches})
         return before, batches
 
     def draw(self, batches: Sequence[int], before: int, *, shown: bool) -> None:
-        """Draw batches; whatever ends this early leaves the finished ones, or no folder at all."""
-        total = self.shards.count
-        try:
-            with image_bar(total, before) if shown else nullcontext() as show:
-                for batch in batches:
-                    self._draw_batch(batch, show)
-        except BaseException:
-            if done := self.shards.num_images():
-                told = f"{done} of {total} images are kept in {self.shards.folder}"
-                click.echo(f"{told}; the same command goes on from there", err=True)
-            else:
-                self.shards.remove()
-            raise
+        """Draw batches."""
+        with image_bar(self.shards.count, before) if shown else nullcontext() as show:
+            for batch in batches:
+                self._draw_batch(batch, show)
 
     def finish(self) -> None:
         """Write the outputs from all shards, and remove these."""

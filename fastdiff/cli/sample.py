@@ -102,21 +102,21 @@ def sample(
                 steps = min(50, pretrained.schedule.num_timesteps)
             settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
             settings["guidance_scale"] = guidance_scale
-            shards = Shards(outputs.main, num, batch_size)
-            run = Drawing(pretrained, called, labels, settings, outputs, shards)
-            kept = {**settings, "class": label, "dtype": dtype}
-            before, batches = ranks.agree(
-                lambda: run.begin({**kept, "model": pretrained.fingerprint()})
-            )
+            told = {"class": label, "dtype": dtype, "model": pretrained.fingerprint()}
+            shards = Shards(outputs.main, num, batch_size, {**settings, **told})
+            ranks.agree(shards.check)
+        run = Drawing(pretrained, called, labels, settings, outputs, shards)
         operators = Operators(chosen) if profile else None
-        with stopwatch.part("sampling"):
-            with operators or nullcontext():
-                run.draw(batches[ranks.rank :: ranks.size], before, shown=ranks.rank == 0)
-            ranks.wait()
-        if ranks.rank > 0:
-            return
-        with stopwatch.part("writing"):
-            run.finish()
+        with run.unfinished():
+            before, batches = ranks.agree(run.begin)
+            with stopwatch.part("sampling"):
+                with operators or nullcontext():
+                    run.draw(batches[ranks.rank :: ranks.size], before, shown=ranks.first)
+                ranks.wait()
+            if not ranks.first:
+                return
+            with stopwatch.part("writing"):
+                run.finish()
     click.echo(stopwatch.summary(num - before))
     if before:
         click.echo(f"{before} of {num} images were there from an earlier run")

@@ -14,6 +14,7 @@ import pytest
 
 from fastdiff import checkpoints
 from fastdiff.images import to_uint8
+from fastdiff.shards import Shards
 from tests.cli.conftest import save_tiny_model
 
 NUM, BATCH = 400, 16
@@ -168,6 +169,40 @@ def test_ctrl_c_before_the_first_batch_leaves_nothing(tiny_model: Path, tmp_path
     assert process.returncode == 130
     assert "Traceback" not in errors and "interrupted" in errors
     assert not [*tmp_path.iterdir()]
+
+
+def interrupted_after(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let Ctrl-C come when a method of Shards has done its work."""
+    method = getattr(Shards, name)
+
+    def interrupted(*arguments: object) -> None:
+        method(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Shards, name, interrupted)
+
+
+@pytest.mark.parametrize("name", ["check", "begin"])
+def test_ctrl_c_at_the_very_beginning_leaves_nothing(
+    name: str, tiny_model: Path, tmp_path: Path, fastdiff, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interrupted_after(name, monkeypatch)
+    outcome = fastdiff(*command(tiny_model, tmp_path / "all.npz")[3:])
+    assert outcome.status == 130 and "kept in" not in outcome.err
+    assert not [*tmp_path.iterdir()]
+
+
+def test_ctrl_c_while_the_npz_is_written_tells_what_is_kept(
+    tiny_model: Path, tmp_path: Path, fastdiff
+) -> None:
+    out = tmp_path / "all.npz"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        interrupted_after("join", monkeypatch)
+        outcome = fastdiff(*command(tiny_model, out)[3:])
+    assert outcome.status == 130
+    assert f"{NUM} of {NUM} images are kept in {out}.parts; the same command" in outcome.err
+    assert f"{NUM} of {NUM} images were there" in fastdiff(*command(tiny_model, out)[3:]).out
+    assert len(np.load(out)["arr_0"]) == NUM and [*tmp_path.iterdir()] == [out]
 
 
 def test_another_model_is_not_taken_for_the_same(
