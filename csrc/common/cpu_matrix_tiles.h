@@ -5,6 +5,7 @@
 // each [16, 16, 2] with the values of two rows of b side by side.
 
 constexpr int kTileRows = 16, kTileDepth = 32, kTileColumns = 32;
+constexpr std::int64_t kTileSize = kTileDepth * kTileColumns;
 constexpr int kAwake = 18;  // products, after which a unit is kept awake
 
 class PlainTiles {
@@ -16,6 +17,11 @@ class PlainTiles {
   template <int rows>
   void zero() {
     std::fill_n(sums_[0], rows * kTileRows * kTileColumns, 0.0f);
+  }
+
+  template <int rows>
+  void load_from(const float* from) {
+    std::copy_n(from, rows * kTileRows * kTileColumns, sums_[0]);
   }
 
   // The rows of a begin at `a`, those from 16 on at `a_below`, `stride` elements apart.
@@ -89,6 +95,16 @@ class MatrixUnitTiles {
   }
 
   template <int rows>
+  FASTDIFF_INLINE void load_from(const float* from) {
+    constexpr std::int64_t kBytes = kTileColumns * sizeof(float);
+    load_tile<0>(from, kBytes), load_tile<1>(from + 16, kBytes);
+    if constexpr (rows == 2) {
+      load_tile<2>(from + kTileRows * kTileColumns, kBytes);
+      load_tile<3>(from + kTileRows * kTileColumns + 16, kBytes);
+    }
+  }
+
+  template <int rows>
   FASTDIFF_INLINE void multiply_add(const BFloat16* a, const BFloat16* a_below, std::int64_t stride,
                                     const BFloat16* b) {
     const std::int64_t bytes = stride * static_cast<std::int64_t>(sizeof(BFloat16));
@@ -117,4 +133,29 @@ class MatrixUnitTiles {
     }
   }
 };
+#endif
+
+// to [2, 16, 16, 2] = from [32, 32]: the values of two rows side by side.
+#if FASTDIFF_LEVEL >= 4
+FASTDIFF_INLINE void pair_rows(const BFloat16* from, std::int64_t stride, BFloat16* to) {
+  alignas(64) static constexpr std::uint16_t kFirst[32] = {
+      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+  const __m512i first = _mm512_load_si512(kFirst);
+  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
+  for (int pair = 0; pair < kTileDepth / 2; ++pair, from += 2 * stride, to += 32) {
+    const __m512i even = _mm512_loadu_si512(from), odd = _mm512_loadu_si512(from + stride);
+    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, first, odd));
+    _mm512_storeu_si512(to + kTileSize / 2, _mm512_permutex2var_epi16(even, second, odd));
+  }
+}
+#else
+inline void pair_rows(const BFloat16* from, std::int64_t stride, BFloat16* to) {
+  for (std::int64_t row = 0; row < kTileDepth; ++row) {
+    for (std::int64_t column = 0; column < kTileColumns; ++column) {
+      const std::int64_t half = column / 16 * kTileSize / 2;
+      to[half + row / 2 * 32 + column % 16 * 2 + row % 2] = from[row * stride + column];
+    }
+  }
+}
 #endif

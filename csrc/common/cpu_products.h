@@ -13,16 +13,11 @@ FASTDIFF_INLINE std::int64_t in_chunks(std::int64_t c, std::int64_t rows) {
   return c / kChunk * rows * kRowStride + c % kChunk;
 }
 
-// How many lanes a vector from `first` on has of `count`.
-FASTDIFF_INLINE int lanes_of(std::int64_t count, std::int64_t first) {
-  return static_cast<int>(std::clamp<std::int64_t>(count - first, 0, kLanes));
-}
-
 // A row of C channels to V of so many rows.
 template <class T>
 FASTDIFF_INLINE void row_to_chunks(const T* from, std::int64_t C, std::int64_t rows, float* v) {
   for (std::int64_t c = 0; c < C; c += kLanes) {
-    store(v + in_chunks(c, rows), load(from + c, lanes_of(C, c)));
+    store(v + in_chunks(c, rows), load(from + c, lanes_of<kLanes>(C, c)));
   }
 }
 

@@ -2,6 +2,7 @@
 // decides by its target which instructions they become.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <cstring>
 
@@ -31,6 +32,12 @@ struct Vectors {
 constexpr int kLanes = 16;
 using Floats = Vectors<kLanes>::F;
 using Ints = Vectors<kLanes>::I;
+
+// How many of its lanes a vector from `first` on has of `count`.
+template <int lanes>
+FASTDIFF_INLINE int lanes_of(std::int64_t count, std::int64_t first) {
+  return static_cast<int>(std::clamp<std::int64_t>(count - first, 0, lanes));
+}
 
 struct Float16 {
   std::uint16_t bits;

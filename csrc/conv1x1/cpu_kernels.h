@@ -22,7 +22,7 @@ void finish(const Conv1x1Params& p, const Range& pixels, std::int64_t panel, con
   for (int j = 0; j < kVectors; ++j) {
     const std::int64_t c = panel * kPanel + j * kLanes;
     if (c >= O) return;
-    const int lanes = lanes_of(O, c);
+    const int lanes = lanes_of<kLanes>(O, c);
     const Floats bias = p.bias ? load(static_cast<const T*>(p.bias) + c, lanes) : splat(0);
     const float* from = m + j * kLanes;
     for (std::int64_t pixel = pixels.first; pixel < pixels.last; ++pixel, from += kPanel) {

@@ -1,13 +1,11 @@
-// Blocks of output by input channels are shared out among threads; each goes through all tiles, so
-// every sum has one order, and the bits do not depend on the threads.
-#include <torch/csrc/stable/ops.h>
-
+// The gradients of weight and bias by Winograd's tiles, block by block of output by input channels.
 #include <algorithm>
 #include <array>
 #include <cmath>
 #include <type_traits>
 #include <utility>
 
+#include "../common/blocks.h"
 #include "tiles.h"
 
 namespace fastdiff {
@@ -32,9 +30,8 @@ inline std::int64_t chain_of(std::int64_t tiles) {
   return std::clamp<std::int64_t>(root, 8, kTiles);
 }
 
-// `channels` in parts that begin at multiples of `unit`.
-Range part(std::int64_t channels, std::int64_t unit, std::int64_t i, std::int64_t parts) {
-  const Range units = Range{0, divide_up(channels, unit)}.part(i, parts);
+// Units of so many of `channels`.
+Range times(std::int64_t unit, const Range& units, std::int64_t channels) {
   return {units.first * unit, std::min(units.last * unit, channels)};
 }
 
@@ -49,18 +46,12 @@ namespace fastdiff {
 void conv3x3_gradient_cpu(const Conv3x3GradientParams& p) {
   static const auto gradient_for_dtype = FASTDIFF_FOR_THIS_PROCESSOR(gradient_for);
   const Gradient gradient = gradient_for_dtype(p.dtype);
-  const std::int64_t threads = torch::stable::get_num_threads();
-  std::int64_t rows = divide_up(divide_up(p.out_channels, kMostRows), threads) * threads;
-  rows = std::min(rows, divide_up(p.out_channels, kFewRows));
-  std::int64_t columns = std::max(divide_up(p.channels, kMostColumns), divide_up(threads, rows));
-  columns = std::min(columns, divide_up(p.channels, kColumns));
-  torch::stable::parallel_for(0, rows * columns, 1, [&](std::int64_t begin, std::int64_t end) {
-    static thread_local Workspace space;
-    for (std::int64_t task = begin; task < end; ++task) {
-      gradient(p, part(p.out_channels, kFewRows, task / columns, rows),
-               part(p.channels, kColumns, task % columns, columns), space);
-    }
-  });
+  by_blocks({divide_up(p.out_channels, kFewRows), kMostRows / kFewRows},
+            {divide_up(p.channels, kColumns), kMostColumns / kColumns},
+            [&](const Range& rows, const Range& columns, Workspace& space) {
+              gradient(p, times(kFewRows, rows, p.out_channels),
+                       times(kColumns, columns, p.channels), space);
+            });
 }
 
 }  // namespace fastdiff

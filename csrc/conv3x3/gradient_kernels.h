@@ -17,8 +17,7 @@ void transform_x(const Conv3x3GradientParams& p, const Range& tiles, const Range
     const T* at[16];
     patch(p, tile, zeros, at);
     for (std::int64_t c = 0; c < count; c += kLanes) {
-      const std::int64_t lanes = std::clamp<std::int64_t>(channels.size() - c, 0, kLanes);
-      transform_tile(at, channels.first + c, static_cast<int>(lanes), v + c,
+      transform_tile(at, channels.first + c, lanes_of<kLanes>(channels.size(), c), v + c,
                      kTiles * kColumnStride);
     }
   }
@@ -128,12 +127,11 @@ FASTDIFF_INLINE void gather(const Floats (&u)[4], Floats (&to)[3]) {
   to[2] = even + u[3];
 }
 
-template <class T>
-void finish(const Conv3x3GradientParams& p, const Range& outs, const Range& ins, const float* u,
-            const float* bias) {
+inline void finish(const Conv3x3GradientParams& p, const Range& outs, const Range& ins,
+                   const float* u, const float* bias) {
   const std::int64_t position = outs.size() * kMostColumns;
   for (std::int64_t o = outs.first; o < outs.last; ++o, u += kMostColumns) {
-    T* weight = static_cast<T*>(p.weight) + o * 9 * p.channels;
+    float* weight = p.weight + o * 9 * p.channels;
     for (std::int64_t c = ins.first; c < ins.last; c += kLanes) {
       const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, ins.last - c));
       Floats half[3][4], taps[3];
@@ -148,9 +146,7 @@ void finish(const Conv3x3GradientParams& p, const Range& outs, const Range& ins,
         for (int j = 0; j < 3; ++j) store(weight + (3 * i + j) * p.channels + c, taps[j], lanes);
       }
     }
-    if (ins.first == 0) {
-      store(static_cast<T*>(p.bias) + o, splat(bias[o - outs.first]), 1);
-    }
+    if (ins.first == 0) p.bias[o] = bias[o - outs.first];
   }
 }
 
@@ -180,7 +176,7 @@ void gradient(const Conv3x3GradientParams& p, const Range& outs, const Range& in
     }
     if (ins.first == 0) add_bias(z, tiles.size(), rows, bias);
   }
-  finish<T>(p, outs, ins, u, bias);
+  finish(p, outs, ins, u, bias);
 }
 
 inline Gradient gradient_for(DType dtype) {

@@ -14,6 +14,7 @@ CallCounter calls("conv3x3.cpu");
 CallCounter direct_calls("conv3x3_direct.cpu");  // of these
 CallCounter pack_calls("conv3x3_pack.cpu");
 CallCounter gradient_calls("conv3x3_gradient.cpu");
+CallCounter direct_gradient_calls("conv3x3_direct_gradient.cpu");  // of these
 CallCounter input_gradient_calls("conv3x3_input_gradient.cpu");
 
 using torch::headeronly::MemoryFormat;
@@ -22,6 +23,9 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
                double scale, bool upsample) {
   const std::int64_t factor = upsample ? 2 : 1, O = weight.size(0);
   if (packed && packed->scalar_type() == ScalarType::BFloat16) {
+    if (bias && bias->scalar_type() != x.scalar_type()) {
+      bias = torch::stable::to(*bias, x.scalar_type());
+    }
     if (auto y = direct_convolution(x, O, bias, *packed, residual, scale, upsample, 3)) {
       calls.add();
       direct_calls.add();
@@ -49,7 +53,7 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
 }
 
 // Of a float32 weight, or of its gradient's convolution: transposed, and each kernel turned round.
-Tensor packed(const Tensor& weight, bool turned) {
+Tensor packed_for_winograd(const Tensor& weight, bool turned) {
   const std::int64_t O = weight.size(0), C = weight.size(1);
   const std::int64_t columns = turned ? C : O, rows = turned ? O : C;
   const std::int64_t panels = (columns + kPanel - 1) / kPanel;
@@ -62,45 +66,84 @@ Tensor packed(const Tensor& weight, bool turned) {
   return to;
 }
 
-Tensor conv3x3_pack(Tensor weight) {
-  if (weight.scalar_type() != ScalarType::Float) {
-    return reference<1>("fastdiff::conv3x3_pack", weight)[0];
-  }
-  pack_calls.add();
-  return packed(weight, false);
+Tensor packed_in_tiles(const Tensor& weight, bool turned) {
+  TilePackParams params{static_cast<const float*>(weight.const_data_ptr()),
+                        weight.size(0),
+                        weight.size(1),
+                        weight.stride(0),
+                        weight.stride(1),
+                        weight.stride(2),
+                        weight.stride(3),
+                        turned};
+  const auto [panels, blocks] = params.blocks();
+  Tensor to = empty_beside(weight, {panels, blocks, 9, 2, 16, 16, 2}, ScalarType::BFloat16,
+                           MemoryFormat::Contiguous);
+  params.packed = to.mutable_data_ptr();
+  pack_tiles_cpu(params);
+  return to;
 }
 
+Tensor conv3x3_pack(Tensor weight, bool by_tiles) {
+  if (weight.scalar_type() != ScalarType::Float) {
+    return reference<1>("fastdiff::conv3x3_pack", weight, by_tiles)[0];
+  }
+  pack_calls.add();
+  return by_tiles ? packed_in_tiles(weight, false) : packed_for_winograd(weight, false);
+}
+
+// By tiles where bfloat16 meets a weight of float32.
 Tensor conv3x3_input_gradient(Tensor grad, Tensor weight) {
   const auto from = pixels(grad);
   const std::int64_t N = grad.size(0), O = grad.size(1), H = grad.size(2), W = grad.size(3);
   const std::int64_t C = weight.size(1);
-  const bool floats =
-      grad.scalar_type() == ScalarType::Float && weight.scalar_type() == ScalarType::Float;
-  if (!floats || !from || H < 2 || W < 2 || N * O * C == 0) {
+  const auto dtype = grad.scalar_type();
+  const bool by_tiles = dtype == ScalarType::BFloat16;
+  const bool fills_tiles = by_tiles || (H > 1 && W > 1);
+  const bool covered = weight.scalar_type() == ScalarType::Float &&
+                       (by_tiles || dtype == ScalarType::Float) && fills_tiles;
+  if (!covered || !from || N * O * C == 0) {
     return reference<1>("fastdiff::conv3x3_input_gradient", grad, weight)[0];
   }
-  Tensor x = empty_beside(grad, {N, C, H, W}, grad.scalar_type(), MemoryFormat::ChannelsLast);
-  const Tensor turned = packed(weight, true);
   input_gradient_calls.add();
+  if (by_tiles) {
+    return *direct_convolution(grad, C, std::nullopt, packed_in_tiles(weight, true), std::nullopt,
+                               1, false, 3);
+  }
+  Tensor x = empty_beside(grad, {N, C, H, W}, dtype, MemoryFormat::ChannelsLast);
+  const Tensor turned = packed_for_winograd(weight, true);
   conv3x3_cpu({*from, Pixels{}, x.mutable_data_ptr(),
                static_cast<const float*>(turned.const_data_ptr()), nullptr, N, O, C, H, W, 1,
                DType::float32, false});
   return x;
 }
 
-std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample) {
+std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample, bool by_tiles) {
   const auto dtype = kernel_dtype(x.scalar_type());
   const auto from = pixels(x), of_y = pixels(grad);
-  const std::int64_t O = grad.size(1), C = x.size(1), H = grad.size(2), W = grad.size(3);
-  if (!dtype || !from || !of_y || H < 2 || W < 2 || O * C == 0) {
-    const auto [weight, bias] = reference<2>("fastdiff::conv3x3_gradient", x, grad, upsample);
+  const std::int64_t N = x.size(0), O = grad.size(1), C = x.size(1), H = grad.size(2),
+                     W = grad.size(3);
+  by_tiles = by_tiles && dtype == DType::bfloat16;
+  const bool fills_tiles = by_tiles || (H > 1 && W > 1);
+  if (!dtype || !from || !of_y || !fills_tiles || O * C == 0) {
+    const auto [weight, bias] =
+        reference<2>("fastdiff::conv3x3_gradient", x, grad, upsample, by_tiles);
     return {weight, bias};
   }
-  Tensor weight = empty_beside(x, {O, C, 3, 3}, x.scalar_type(), MemoryFormat::ChannelsLast);
-  Tensor bias = empty_beside(x, {O}, x.scalar_type(), MemoryFormat::Contiguous);
+  Tensor weight = empty_beside(x, {O, C, 3, 3}, ScalarType::Float, MemoryFormat::ChannelsLast);
+  Tensor bias = empty_beside(x, {O}, ScalarType::Float, MemoryFormat::Contiguous);
   gradient_calls.add();
-  conv3x3_gradient_cpu({*from, *of_y, weight.mutable_data_ptr(), bias.mutable_data_ptr(), x.size(0),
-                        C, O, H, W, *dtype, upsample});
+  if (by_tiles) {
+    DirectGradientParams params{*from, *of_y, floats(weight), floats(bias), N, C, O,
+                                H,     W,     upsample};
+    const Tensor copies =
+        empty_beside(x, {params.copies_size()}, x.scalar_type(), MemoryFormat::Contiguous);
+    params.copies = copies.mutable_data_ptr();
+    direct_gradient_calls.add();
+    direct_gradient_cpu(params);
+  } else {
+    conv3x3_gradient_cpu(
+        {*from, *of_y, floats(weight), floats(bias), N, C, O, H, W, *dtype, upsample});
+  }
   return {weight, bias};
 }
 

@@ -36,12 +36,12 @@ void pack_conv3x3_cpu(const PackParams& params);
 
 // The gradients of y = conv(x) + bias by F(3x3, 2x2): the same tiles, the transforms' transposes.
 struct Conv3x3GradientParams {
-  Pixels x;      // as in Conv3x3Params
-  Pixels grad;   // of y
-  void* weight;  // [out_channels, 3, 3, channels]
-  void* bias;    // [out_channels]
+  Pixels x;       // as in Conv3x3Params
+  Pixels grad;    // of y
+  float* weight;  // [out_channels, 3, 3, channels]
+  float* bias;    // [out_channels]
   std::int64_t batch, channels, out_channels, height, width;
-  DType dtype;  // of all of them
+  DType dtype;  // of x and grad
   bool upsample;
 };
 

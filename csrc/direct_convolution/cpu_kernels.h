@@ -84,7 +84,7 @@ struct Finish {
   Finish(const DirectConvolutionParams& p, std::int64_t panel) : scale(p.scale) {
     for (int j = 0; j < kVectors; ++j) {
       const std::int64_t channel = panel * kTileColumns + j * kLanes;
-      lanes[j] = static_cast<int>(std::clamp<std::int64_t>(p.out_channels - channel, 0, kLanes));
+      lanes[j] = lanes_of<kLanes>(p.out_channels, channel);
       const auto* from = static_cast<const BFloat16*>(p.bias) + channel;
       bias[j] = p.bias && lanes[j] > 0 ? load(from, lanes[j]) : splat(0);
     }

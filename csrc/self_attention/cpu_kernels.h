@@ -91,7 +91,7 @@ void store_mixed(const SelfAttentionParams& p, std::int64_t head, const Range& q
     T* const to = mixed_of<T>(p, head, queries.first + row) + panel * kPanel;
     const float factor = softmax.factor(row);
     for (int j = 0; j < kVectors; ++j) {
-      const int lanes = lanes_of(p.head_channels, panel * kPanel + j * kLanes);
+      const int lanes = lanes_of<kLanes>(p.head_channels, panel * kPanel + j * kLanes);
       if (lanes > 0) store(to + j * kLanes, load(sums + j * kLanes) * factor, lanes);
     }
   }
@@ -137,7 +137,7 @@ struct FloatHeads {
     for (std::int64_t token = first; token < last; ++token) {
       const T* const v = head_of<T>(p, head, 2, token);
       for (std::int64_t c = 0; c < p.head_channels; c += kLanes) {
-        const Floats value = load(v + c, lanes_of(p.head_channels, c));
+        const Floats value = load(v + c, lanes_of<kLanes>(p.head_channels, c));
         store(values + (c / kPanel * p.tokens + token) * kPanel + c % kPanel, value);
       }
     }
@@ -183,7 +183,7 @@ struct FloatHeads {
     for (int i = 0; i < kBlock; ++i) {
       const T* const from = head_of<T>(p, head, 1, token + i) + channel;
       for (int j = 0; j < kBlock; j += kLanes) {
-        const int lanes = token + i < p.tokens ? lanes_of(p.head_channels, channel + j) : 0;
+        const int lanes = token + i < p.tokens ? lanes_of<kLanes>(p.head_channels, channel + j) : 0;
         store(block[i] + j, lanes > 0 ? load(from + j, lanes) : Floats{});
       }
     }

@@ -3,8 +3,6 @@
 
 #include "../common/cpu_matrix_tiles.h"
 
-constexpr std::int64_t kTileSize = kTileDepth * kTileColumns;
-
 // sums [32, 32] = a b, for tiles a [steps, 32, 32] and b [steps, 2, 16, 16, 2].
 template <class Tiles>
 FASTDIFF_INLINE void multiply_tiles(Tiles& unit, const BFloat16* a, const BFloat16* b,
@@ -16,31 +14,6 @@ FASTDIFF_INLINE void multiply_tiles(Tiles& unit, const BFloat16* a, const BFloat
   }
   unit.template store_to<2>(sums);
 }
-
-// to [2, 16, 16, 2] = from [32, 32]: the values of two rows side by side.
-#if FASTDIFF_LEVEL >= 4
-FASTDIFF_INLINE void pair_rows(const BFloat16* from, std::int64_t stride, BFloat16* to) {
-  alignas(64) static constexpr std::uint16_t kFirst[32] = {
-      0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
-      8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
-  const __m512i first = _mm512_load_si512(kFirst);
-  const __m512i second = _mm512_add_epi16(first, _mm512_set1_epi16(16));
-  for (int pair = 0; pair < kTileDepth / 2; ++pair, from += 2 * stride, to += 32) {
-    const __m512i even = _mm512_loadu_si512(from), odd = _mm512_loadu_si512(from + stride);
-    _mm512_storeu_si512(to, _mm512_permutex2var_epi16(even, first, odd));
-    _mm512_storeu_si512(to + kTileSize / 2, _mm512_permutex2var_epi16(even, second, odd));
-  }
-}
-#else
-inline void pair_rows(const BFloat16* from, std::int64_t stride, BFloat16* to) {
-  for (std::int64_t row = 0; row < kTileDepth; ++row) {
-    for (std::int64_t column = 0; column < kTileColumns; ++column) {
-      const std::int64_t half = column / 16 * kTileSize / 2;
-      to[half + row / 2 * 32 + column % 16 * 2 + row % 2] = from[row * stride + column];
-    }
-  }
-}
-#endif
 
 // Keys are tiles [key panels, depths, 2, 16, 16, 2], values [value panels, key panels, ...]; both
 // are filled up with zeros.

@@ -64,31 +64,40 @@ def trained_conv3x3(
 ) -> Tensor:
     """conv3x3 in training, where weights change from call to call: packed at the call if it pays.
 
-    That is on the CPU in float32, for channels-last x and where a gradient is recorded; forward and
-    the gradient of x then take 2.25 times fewer products. Else, and under `torch.compile`, it is
-    PyTorch's convolution. Arguments as for conv3x3.
+    That is on the CPU, for channels-last x and where a gradient is recorded. In float32 forward and
+    the gradient of x then take 2.25 times fewer products; under autocast to bfloat16 a processor's
+    matrix unit makes all products, of float32 weights without a copy in bfloat16. Else, and under
+    `torch.compile`, it is PyTorch's convolution. Arguments as for conv3x3.
     """
-    if _pays(x, weight, upsample):
-        packed = pack_op(weight.detach())
-        return conv3x3(x, weight, bias, packed=packed, upsample=upsample)
+    if _may_pay(x, weight):
+        if not torch.is_autocast_enabled("cpu"):
+            pixels = len(x) * x.shape[2] * x.shape[3] * (4 if upsample else 1)
+            if x.dtype == torch.float32 and pixels >= PIXELS_WORTH_PACKING:
+                return _trained(x, weight, bias, upsample)
+        elif torch.get_autocast_dtype("cpu") == torch.bfloat16 and _library.has_matrix_unit():
+            return _trained(x.bfloat16(), weight, bias, upsample)
     if upsample:
         x = F.interpolate(x, scale_factor=2.0, mode="nearest")
     return F.conv2d(x, weight, bias, padding=1)
 
 
-def _pays(x: Tensor, weight: Tensor, upsample: bool) -> bool:
+def _may_pay(x: Tensor, weight: Tensor) -> bool:
     if not torch.is_grad_enabled() or not weight.requires_grad or torch.compiler.is_compiling():
         return False
-    if x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32:
-        return False
-    pixels = len(x) * x.shape[2] * x.shape[3] * (4 if upsample else 1)
     return (
-        pixels >= PIXELS_WORTH_PACKING
+        x.device.type == "cpu"
+        and x.dtype in (torch.float32, torch.bfloat16)
+        and weight.dtype == torch.float32
         and min(weight.shape[:2]) >= NARROW
         and x.is_contiguous(memory_format=torch.channels_last)
-        and not torch.is_autocast_enabled("cpu")
         and _library.native_kernel("conv3x3", "CPU")
     )
+
+
+def _trained(x: Tensor, weight: Tensor, bias: Tensor | None, upsample: bool) -> Tensor:
+    packed = pack_op(weight.detach(), x.dtype == torch.bfloat16)
+    out: Tensor = _op(x, weight, bias, packed, None, 1.0, upsample)
+    return out
 
 
 def _packed_shapes(weight: Tensor) -> dict[torch.dtype, tuple[int, ...]]:
@@ -108,24 +117,28 @@ def _fake(
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    x, weight, _, packed, _, ctx.scale, ctx.upsample = inputs
-    ctx.by_winograd = packed is not None
+    x, weight, bias, packed, _, ctx.scale, ctx.upsample = inputs
+    ctx.is_packed = packed is not None
+    ctx.by_tiles = packed is not None and packed.dtype == torch.bfloat16
+    ctx.bias_dtype = None if bias is None else bias.dtype
     ctx.save_for_backward(x, weight)
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """The gradient of x is a convolution too; by Winograd, as that of the weight, where the forward
-    was one."""
+    """The gradient of x is a convolution too; where the forward was by packed weights, so are it
+    and that of the weight."""
     x, weight = ctx.saved_tensors
     need_x, need_weight, need_bias, _, need_residual, *_ = ctx.needs_input_grad
     grad = grad.contiguous(memory_format=torch.channels_last)
     if ctx.scale != 1:
         grad = grad * ctx.scale
     of_x = of_weight = of_bias = None
-    if ctx.by_winograd:
+    if ctx.is_packed:
         of_x = _gradient_of_x(grad, weight, ctx.upsample) if need_x else None
         if need_weight or need_bias:
-            of_weight, of_bias = _gradient_op(x, grad, ctx.upsample)
+            of_weight, of_bias = _gradient_op(x, grad, ctx.upsample, ctx.by_tiles)
+            of_weight = of_weight.to(weight.dtype)
+            of_bias = of_bias.to(ctx.bias_dtype) if need_bias else None
     else:
         image = F.interpolate(x, scale_factor=2.0, mode="nearest") if ctx.upsample else x
         of_x, of_weight, of_bias = torch.ops.aten.convolution_backward(
@@ -157,30 +170,33 @@ _op = _library.define(
 )
 
 
-def _fake_gradient(x: Tensor, grad: Tensor, upsample: bool) -> tuple[Tensor, Tensor]:
-    out_channels = grad.shape[1]
-    weight = x.new_empty((out_channels, x.shape[1], 3, 3))
-    return weight.contiguous(memory_format=torch.channels_last), x.new_empty(out_channels)
+def _fake_gradient(
+    x: Tensor, grad: Tensor, upsample: bool, by_tiles: bool
+) -> tuple[Tensor, Tensor]:
+    out_channels, dtype = grad.shape[1], reference.accumulated(x.dtype)
+    weight = x.new_empty((out_channels, x.shape[1], 3, 3), dtype=dtype)
+    bias = x.new_empty(out_channels, dtype=dtype)
+    return weight.contiguous(memory_format=torch.channels_last), bias
 
 
 def _setup_gradient_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    x, grad, ctx.upsample = inputs
+    x, grad, ctx.upsample, _ = inputs
     ctx.save_for_backward(x, grad)
 
 
 def _backward_of_gradient(
     ctx: Any, weight: Tensor, bias: Tensor
-) -> tuple[Tensor | None, Tensor | None, None]:
+) -> tuple[Tensor | None, Tensor | None, None, None]:
     """Of <weight, its gradient> + <bias, its gradient>, which is linear in x and in grad."""
     x, grad = ctx.saved_tensors
-    need_x, need_grad, _ = ctx.needs_input_grad
+    need_x, need_grad, *_ = ctx.needs_input_grad
     of_x = _gradient_of_x(grad, weight, ctx.upsample) if need_x else None
     of_grad = _op(x, weight, bias, None, None, 1.0, ctx.upsample) if need_grad else None
-    return of_x, of_grad, None
+    return of_x, of_grad, None, None
 
 
 _gradient_op = _library.define(
-    "conv3x3_gradient(Tensor x, Tensor grad, bool upsample) -> (Tensor, Tensor)",
+    "conv3x3_gradient(Tensor x, Tensor grad, bool upsample, bool by_tiles) -> (Tensor, Tensor)",
     reference=reference.conv3x3_gradient,
     fake=_fake_gradient,
     backward=_backward_of_gradient,
@@ -204,7 +220,11 @@ def _backward_of_input_gradient(ctx: Any, x: Tensor) -> tuple[Tensor | None, Ten
     need_grad, need_weight = ctx.needs_input_grad
     x = x.contiguous(memory_format=torch.channels_last)
     of_grad = _op(x, weight, None, None, None, 1.0, False) if need_grad else None
-    return of_grad, _gradient_op(x, grad, False)[0] if need_weight else None
+    of_weight = None
+    if need_weight:
+        by_tiles = x.dtype != weight.dtype
+        of_weight = _gradient_op(x, grad, False, by_tiles)[0].to(weight.dtype)
+    return of_grad, of_weight
 
 
 _input_gradient_op = _library.define(

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import _library
-from ..matrix_unit import for_matrix_unit
+from ..matrix_unit import for_matrix_unit, matrix_unit_shape
 from ..panels import PANEL, filled_up, panels_of
 
 _G = torch.tensor([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]], dtype=torch.float64)
@@ -16,7 +16,7 @@ def pack_conv3x3(weight: Tensor) -> Tensor:
     """weight [O, C, 3, 3] for the kernel that is fastest in its dtype on this processor."""
     if weight.dtype == torch.bfloat16 and _library.has_matrix_unit():
         return for_matrix_unit(weight)
-    packed: Tensor = pack_op(weight.detach().float())
+    packed: Tensor = pack_op(weight.detach().float(), False)
     return packed
 
 
@@ -36,10 +36,16 @@ def winograd_shape(weight: Tensor) -> tuple[int, ...]:
     return panels_of(weight), 16, weight.shape[1], PANEL
 
 
-def _fake(weight: Tensor) -> Tensor:
+def _reference(weight: Tensor, by_tiles: bool) -> Tensor:
+    return for_matrix_unit(weight.bfloat16()) if by_tiles else for_winograd(weight)
+
+
+def _fake(weight: Tensor, by_tiles: bool) -> Tensor:
+    if by_tiles:
+        return weight.new_empty(matrix_unit_shape(weight), dtype=torch.bfloat16)
     return weight.new_empty(winograd_shape(weight), dtype=torch.float32)
 
 
 pack_op = _library.define(
-    "conv3x3_pack(Tensor weight) -> Tensor", reference=for_winograd, fake=_fake
+    "conv3x3_pack(Tensor weight, bool by_tiles) -> Tensor", reference=_reference, fake=_fake
 )
