@@ -46,7 +46,7 @@ void transform_gradient(const Conv3x3GradientParams& p, const Range& tiles, cons
       }
     }
     for (std::int64_t c = channels.first; c < channels.last; c += kLanes) {
-      const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, channels.last - c));
+      const int lanes = lanes_of<kLanes>(channels.last, c);
       Floats columns[2][4], positions[4];
       for (int j = 0; j < 2; ++j) {
         spread(load(at[0][j] + c, lanes), load(at[1][j] + c, lanes), columns[j]);
@@ -133,7 +133,7 @@ inline void finish(const Conv3x3GradientParams& p, const Range& outs, const Rang
   for (std::int64_t o = outs.first; o < outs.last; ++o, u += kMostColumns) {
     float* weight = p.weight + o * 9 * p.channels;
     for (std::int64_t c = ins.first; c < ins.last; c += kLanes) {
-      const int lanes = static_cast<int>(std::min<std::int64_t>(kLanes, ins.last - c));
+      const int lanes = lanes_of<kLanes>(ins.last, c);
       Floats half[3][4], taps[3];
       for (int j = 0; j < 4; ++j) {
         Floats column[4];

@@ -53,34 +53,23 @@ Tensor conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed, Ma
 }
 
 // Of a float32 weight, or of its gradient's convolution: transposed, and each kernel turned round.
-Tensor packed_for_winograd(const Tensor& weight, bool turned) {
+Tensor packed(const Tensor& weight, bool turned, bool by_tiles) {
   const std::int64_t O = weight.size(0), C = weight.size(1);
   const std::int64_t columns = turned ? C : O, rows = turned ? O : C;
-  const std::int64_t panels = (columns + kPanel - 1) / kPanel;
-  Tensor to = empty_beside(weight, {panels, 16, rows, kPanel}, weight.scalar_type(),
-                           MemoryFormat::Contiguous);
+  const std::int64_t panels = (columns + kPanel - 1) / kPanel, blocks = (rows + 31) / 32;
   const std::int64_t y = weight.stride(2), x = weight.stride(3), sign = turned ? -1 : 1;
   const float* from = static_cast<const float*>(weight.const_data_ptr());
-  pack_conv3x3_cpu({from + (turned ? 2 * (y + x) : 0), columns, rows, weight.stride(turned ? 1 : 0),
-                    weight.stride(turned ? 0 : 1), sign * y, sign * x, floats(to)});
-  return to;
-}
-
-Tensor packed_in_tiles(const Tensor& weight, bool turned) {
-  TilePackParams params{static_cast<const float*>(weight.const_data_ptr()),
-                        weight.size(0),
-                        weight.size(1),
-                        weight.stride(0),
-                        weight.stride(1),
-                        weight.stride(2),
-                        weight.stride(3),
-                        turned};
-  const auto [panels, blocks] = params.blocks();
-  Tensor to = empty_beside(weight, {panels, blocks, 9, 2, 16, 16, 2}, ScalarType::BFloat16,
-                           MemoryFormat::Contiguous);
-  params.packed = to.mutable_data_ptr();
-  pack_tiles_cpu(params);
-  return to;
+  PackParams params{
+      from + (turned ? 2 * (y + x) : 0), columns,  rows,    weight.stride(turned ? 1 : 0),
+      weight.stride(turned ? 0 : 1),     sign * y, sign * x};
+  const auto make = [&](std::vector<std::int64_t> sizes, ScalarType dtype, auto pack) {
+    Tensor to = empty_beside(weight, sizes, dtype, MemoryFormat::Contiguous);
+    params.packed = to.mutable_data_ptr();
+    pack(params);
+    return to;
+  };
+  if (!by_tiles) return make({panels, 16, rows, kPanel}, ScalarType::Float, pack_conv3x3_cpu);
+  return make({panels, blocks, 9, 2, 16, 16, 2}, ScalarType::BFloat16, pack_conv3x3_direct_cpu);
 }
 
 Tensor conv3x3_pack(Tensor weight, bool by_tiles) {
@@ -88,7 +77,7 @@ Tensor conv3x3_pack(Tensor weight, bool by_tiles) {
     return reference<1>("fastdiff::conv3x3_pack", weight, by_tiles)[0];
   }
   pack_calls.add();
-  return by_tiles ? packed_in_tiles(weight, false) : packed_for_winograd(weight, false);
+  return packed(weight, false, by_tiles);
 }
 
 // By tiles where bfloat16 meets a weight of float32.
@@ -105,12 +94,11 @@ Tensor conv3x3_input_gradient(Tensor grad, Tensor weight) {
     return reference<1>("fastdiff::conv3x3_input_gradient", grad, weight)[0];
   }
   input_gradient_calls.add();
+  const Tensor turned = packed(weight, true, by_tiles);
   if (by_tiles) {
-    return *direct_convolution(grad, C, std::nullopt, packed_in_tiles(weight, true), std::nullopt,
-                               1, false, 3);
+    return *direct_convolution(grad, C, std::nullopt, turned, std::nullopt, 1, false, 3);
   }
   Tensor x = empty_beside(grad, {N, C, H, W}, dtype, MemoryFormat::ChannelsLast);
-  const Tensor turned = packed_for_winograd(weight, true);
   conv3x3_cpu({*from, Pixels{}, x.mutable_data_ptr(),
                static_cast<const float*>(turned.const_data_ptr()), nullptr, N, O, C, H, W, 1,
                DType::float32, false});
@@ -132,17 +120,15 @@ std::tuple<Tensor, Tensor> conv3x3_gradient(Tensor x, Tensor grad, bool upsample
   Tensor weight = empty_beside(x, {O, C, 3, 3}, ScalarType::Float, MemoryFormat::ChannelsLast);
   Tensor bias = empty_beside(x, {O}, ScalarType::Float, MemoryFormat::Contiguous);
   gradient_calls.add();
+  const Conv3x3GradientParams params{*from, *of_y, floats(weight), floats(bias), N, C, O,
+                                     H,     W,     *dtype,         upsample};
   if (by_tiles) {
-    DirectGradientParams params{*from, *of_y, floats(weight), floats(bias), N, C, O,
-                                H,     W,     upsample};
-    const Tensor copies =
-        empty_beside(x, {params.copies_size()}, x.scalar_type(), MemoryFormat::Contiguous);
-    params.copies = copies.mutable_data_ptr();
     direct_gradient_calls.add();
-    direct_gradient_cpu(params);
+    const Tensor room =
+        empty_beside(x, {direct_gradient_room(params)}, x.scalar_type(), MemoryFormat::Contiguous);
+    conv3x3_direct_gradient_cpu(params, room.mutable_data_ptr());
   } else {
-    conv3x3_gradient_cpu(
-        {*from, *of_y, floats(weight), floats(bias), N, C, O, H, W, *dtype, upsample});
+    conv3x3_gradient_cpu(params);
   }
   return {weight, bias};
 }

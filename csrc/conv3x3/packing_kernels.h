@@ -23,7 +23,7 @@ FASTDIFF_INLINE void gather(const PackParams& p, const float* from, std::int64_t
 
 inline void pack(const PackParams& p, std::int64_t panel, const Range& rows) {
   const std::int64_t first = panel * kPanel, count = std::min(kPanel, p.columns - first);
-  float* to = p.packed + (panel * 16 * p.rows + rows.first) * kPanel;
+  float* to = static_cast<float*>(p.packed) + (panel * 16 * p.rows + rows.first) * kPanel;
   Columns taps[9] = {}, columns[3][4], four[4];
   for (std::int64_t row = rows.first; row < rows.last; ++row, to += kPanel) {
     gather(p, p.weight + row * p.row_stride + first * p.column_stride, count, taps);

@@ -29,12 +29,13 @@ void conv3x3_cpu(const Conv3x3Params& params);
 struct PackParams {
   const float* weight;
   std::int64_t columns, rows, column_stride, row_stride, y_stride, x_stride;
-  float* packed;  // as in Conv3x3Params
+  void* packed;  // as in Conv3x3Params, or in DirectConvolutionParams
 };
 
 void pack_conv3x3_cpu(const PackParams& params);
+void pack_conv3x3_direct_cpu(const PackParams& params);
 
-// The gradients of y = conv(x) + bias by F(3x3, 2x2): the same tiles, the transforms' transposes.
+// The gradients of y = conv(x) + bias.
 struct Conv3x3GradientParams {
   Pixels x;       // as in Conv3x3Params
   Pixels grad;    // of y
@@ -45,6 +46,11 @@ struct Conv3x3GradientParams {
   bool upsample;
 };
 
+// By F(3x3, 2x2): the same tiles, the transforms' transposes.
 void conv3x3_gradient_cpu(const Conv3x3GradientParams& params);
+
+// Of bfloat16, by products as they are: with room for so many elements of copies.
+std::int64_t direct_gradient_room(const Conv3x3GradientParams& params);
+void conv3x3_direct_gradient_cpu(const Conv3x3GradientParams& params, void* room);
 
 }  // namespace fastdiff

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <array>
 #include <cstdint>
 
 #include "../common/pixels.h"
@@ -24,33 +23,5 @@ struct DirectConvolutionParams {
 };
 
 void direct_convolution_cpu(const DirectConvolutionParams& params);
-
-// Weights [out_channels, channels, 3, 3] by their strides to `packed`; where they are `turned`,
-// those of the gradient of x: input channels for output channels, each kernel turned round.
-struct TilePackParams {
-  const float* weight;
-  std::int64_t out_channels, channels, out_stride, in_stride, y_stride, x_stride;
-  bool turned;
-
-  std::array<std::int64_t, 2> blocks() const;  // of 32 channels, those of `packed` first
-  void* packed;                                // as in DirectConvolutionParams
-};
-
-void pack_tiles_cpu(const TilePackParams& params);
-
-// The gradients of y = conv(x) + bias, 3x3, for x and y in bfloat16.
-struct DirectGradientParams {
-  Pixels x;       // as in DirectConvolutionParams
-  Pixels grad;    // of y
-  float* weight;  // [out_channels, 3, 3, channels]
-  float* bias;    // [out_channels]
-  std::int64_t batch, channels, out_channels, height, width;
-  bool upsample;
-
-  std::int64_t copies_size() const;  // elements of the copies that lie for the products
-  void* copies;
-};
-
-void direct_gradient_cpu(const DirectGradientParams& params);
 
 }  // namespace fastdiff

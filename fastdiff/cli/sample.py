@@ -102,7 +102,7 @@ def sample(
                 steps = min(50, pretrained.schedule.num_timesteps)
             settings = {"sampler": sampler, "steps": steps, "eta": eta, "seed": seed}
             settings["guidance_scale"] = guidance_scale
-            told = {"class": label, "dtype": dtype, "model": pretrained.fingerprint()}
+            told = {"class": label, "dtype": dtype, "model": ranks.agree(pretrained.fingerprint)}
             shards = Shards(outputs.main, num, batch_size, {**settings, **told})
             ranks.agree(shards.check)
         run = Drawing(pretrained, called, labels, settings, outputs, shards)

@@ -4,13 +4,11 @@
 #include <cstring>
 
 #include "../common/blocks.h"
-#include "../common/cpu_vector.h"
-#include "params.h"
+#include "direct.h"
 
 namespace fastdiff {
 namespace {
 
-constexpr std::int64_t kBlock = 32;                      // channels or positions
 constexpr std::int64_t kMostRows = 2, kMostColumns = 4;  // blocks of output and input channels of
                                                          // a task, whose sums fill a quarter of a
                                                          // second-level cache
@@ -26,7 +24,7 @@ struct Positions {
   std::int64_t row;     // elements of a channel's gradients: an odd number of cache lines, so that
                         // rows of a tile do not meet in the same sets
 
-  explicit Positions(const DirectGradientParams& p)
+  explicit Positions(const Conv3x3GradientParams& p)
       : width(p.width + 1),
         sample((p.height + 1) * width),
         blocks(divide_up(p.batch * sample, kBlock)),
@@ -37,44 +35,43 @@ struct Positions {
   std::int64_t distance(int tap) const { return (1 - tap / 3) * width + 1 - tap % 3; }
 };
 
-std::int64_t blocks_of(std::int64_t channels) { return divide_up(channels, kBlock); }
-
 // Of x: [channels / 32, blocks, 2, 16, 16, 2], of the gradients: [out_channels, row].
-std::int64_t x_size(const DirectGradientParams& p) {
+std::int64_t x_size(const Conv3x3GradientParams& p) {
   return blocks_of(p.channels) * Positions(p).blocks * kBlock * kBlock;
 }
 
 struct DirectGradient {
   // Copies a block of positions of x and of the gradients; there are some of the latter alone.
-  void (*lay_out)(const DirectGradientParams&, std::int64_t block);
-  void (*sum_up)(const DirectGradientParams&, const Range& outs, const Range& ins,
-                 Workspace& space);
+  void (*lay_out)(const Conv3x3GradientParams&, BFloat16* copies, std::int64_t block);
+  void (*sum_up)(const Conv3x3GradientParams&, const BFloat16* copies, const Range& outs,
+                 const Range& ins, Workspace& space);
 };
 
 }  // namespace
 
-std::int64_t DirectGradientParams::copies_size() const {
-  return x_size(*this) + blocks_of(out_channels) * kBlock * Positions(*this).row;
+std::int64_t direct_gradient_room(const Conv3x3GradientParams& p) {
+  return x_size(p) + blocks_of(p.out_channels) * kBlock * Positions(p).row;
 }
 
 }  // namespace fastdiff
 
-#define FASTDIFF_KERNELS "../direct_convolution/gradient_kernels.h"
+#define FASTDIFF_KERNELS "../conv3x3/direct_gradient_kernels.h"
 #include "../common/cpu_targets.h"
 
 namespace fastdiff {
 
-void direct_gradient_cpu(const DirectGradientParams& p) {
+void conv3x3_direct_gradient_cpu(const Conv3x3GradientParams& p, void* room) {
   static const auto kernels_for = FASTDIFF_FOR_THIS_PROCESSOR(direct_gradient);
   const DirectGradient kernels = kernels_for(has_matrix_unit());
   const Positions positions(p);
+  auto* const copies = static_cast<BFloat16*>(room);
   const auto lay_out = [&](std::int64_t begin, std::int64_t end) {
-    for (std::int64_t i = begin; i < end; ++i) kernels.lay_out(p, i - positions.margin);
+    for (std::int64_t i = begin; i < end; ++i) kernels.lay_out(p, copies, i - positions.margin);
   };
   torch::stable::parallel_for(0, positions.blocks + 2 * positions.margin, 4, lay_out);
   by_blocks({blocks_of(p.out_channels), kMostRows}, {blocks_of(p.channels), kMostColumns},
             [&](const Range& outs, const Range& ins, Workspace& space) {
-              kernels.sum_up(p, outs, ins, space);
+              kernels.sum_up(p, copies, outs, ins, space);
             });
 }
 

@@ -4,13 +4,11 @@
 #include "../common/cpu_matrix_tiles.h"
 #include "../common/cpu_transpose.h"
 
-constexpr int kTaps = 9;
-
 // 32 channels of an image at 32 positions, zeros where there is no such channel or pixel.
 struct PositionBlock {
   alignas(64) BFloat16 values[kBlock][kBlock];
 
-  PositionBlock(const DirectGradientParams& p, const Pixels& image, std::int64_t factor,
+  PositionBlock(const Conv3x3GradientParams& p, const Pixels& image, std::int64_t factor,
                 std::int64_t block, std::int64_t channel, std::int64_t channels) {
     const Positions positions(p);
     const std::int64_t count = std::min(kBlock, channels - channel);
@@ -34,25 +32,26 @@ struct PositionBlock {
   }
 };
 
-inline BFloat16* x_pairs(const DirectGradientParams& p, std::int64_t channels, std::int64_t block) {
-  return static_cast<BFloat16*>(p.copies) + (channels * Positions(p).blocks + block) * kTileSize;
+// Where 32 channels of x lie in the copies, from a block of positions on.
+inline std::int64_t x_pairs(const Conv3x3GradientParams& p, std::int64_t channels,
+                            std::int64_t block) {
+  return (channels * Positions(p).blocks + block) * kTileSize;
 }
 
-// The gradients of 32 output channels, from a block of positions on.
-inline BFloat16* gradient_rows(const DirectGradientParams& p, std::int64_t channels,
-                               std::int64_t block) {
+// Where the gradients of 32 output channels do.
+inline std::int64_t gradient_rows(const Conv3x3GradientParams& p, std::int64_t channels,
+                                  std::int64_t block) {
   const Positions of(p);
-  return static_cast<BFloat16*>(p.copies) + x_size(p) + channels * kBlock * of.row +
-         (of.margin + block) * kBlock;
+  return x_size(p) + channels * kBlock * of.row + (of.margin + block) * kBlock;
 }
 
-inline void lay_out(const DirectGradientParams& p, std::int64_t block) {
+inline void lay_out(const Conv3x3GradientParams& p, BFloat16* copies, std::int64_t block) {
   const Positions positions(p);
   for (std::int64_t i = 0; i < blocks_of(p.out_channels); ++i) {
     const PositionBlock from(p, p.grad, 1, block, i * kBlock, p.out_channels);
     alignas(64) BFloat16 pairs[2][kTileSize / 2];
     pair_rows(from.values[0], kBlock, pairs[0]);
-    BFloat16* const to = gradient_rows(p, i, block);
+    BFloat16* const to = copies + gradient_rows(p, i, block);
     for (int half = 0; half < 2; ++half) {
       transpose_16x16(pairs[half], kBlock / 2, to + half * 16 * positions.row, positions.row / 2);
     }
@@ -60,7 +59,7 @@ inline void lay_out(const DirectGradientParams& p, std::int64_t block) {
   if (block < 0 || block >= positions.blocks) return;
   for (std::int64_t i = 0; i < blocks_of(p.channels); ++i) {
     const PositionBlock from(p, p.x, p.upsample ? 2 : 1, block, i * kBlock, p.channels);
-    pair_rows(from.values[0], kBlock, x_pairs(p, i, block));
+    pair_rows(from.values[0], kBlock, copies + x_pairs(p, i, block));
   }
 }
 
@@ -74,7 +73,7 @@ inline void add_to_bias(const BFloat16* rows, std::int64_t stride, std::int64_t 
   }
 }
 
-inline void finish_weights(const DirectGradientParams& p, std::int64_t out, std::int64_t in,
+inline void finish_weights(const Conv3x3GradientParams& p, std::int64_t out, std::int64_t in,
                            int tap, const float* sums) {
   for (std::int64_t o = out * kBlock; o < std::min((out + 1) * kBlock, p.out_channels); ++o) {
     float* const to = p.weight + (o * kTaps + tap) * p.channels;
@@ -85,7 +84,7 @@ inline void finish_weights(const DirectGradientParams& p, std::int64_t out, std:
   }
 }
 
-inline void finish_bias(const DirectGradientParams& p, std::int64_t out, const float* sums) {
+inline void finish_bias(const Conv3x3GradientParams& p, std::int64_t out, const float* sums) {
   for (std::int64_t o = out * kBlock; o < std::min((out + 1) * kBlock, p.out_channels); ++o) {
     float sum = 0;
     for (int lane = 0; lane < kLanes; ++lane) sum += *sums++;
@@ -117,7 +116,8 @@ FASTDIFF_INLINE void add_products(Tiles& unit, const BFloat16* rows, std::int64_
 }
 
 template <class Tiles>
-void sum_up(const DirectGradientParams& p, const Range& outs, const Range& ins, Workspace& space) {
+void sum_up(const Conv3x3GradientParams& p, const BFloat16* copies, const Range& outs,
+            const Range& ins, Workspace& space) {
   const Positions positions(p);
   const std::int64_t of_weights = outs.size() * ins.size() * kTaps * kTileSize;
   const std::int64_t all = of_weights + outs.size() * kBlock * kLanes;
@@ -128,12 +128,13 @@ void sum_up(const DirectGradientParams& p, const Range& outs, const Range& ins, 
     const std::int64_t steps = std::min(kSteps, positions.blocks - first);
     float *to = sums, *bias = sums + of_weights;
     for (std::int64_t out = outs.first; out < outs.last; ++out, bias += kBlock * kLanes) {
-      const BFloat16* const rows = gradient_rows(p, out, first);
+      const BFloat16* const rows = copies + gradient_rows(p, out, first);
       if (ins.first == 0) add_to_bias(rows, positions.row, steps, bias);
       for (std::int64_t in = ins.first; in < ins.last; ++in) {
-        const BFloat16* const pairs = x_pairs(p, in, first);
+        const BFloat16* const pairs = copies + x_pairs(p, in, first);
         for (int tap = 0; tap < kTaps; ++tap, to += kTileSize) {
-          const BFloat16* const ahead = x_pairs(p, in + 1, first) + tap * steps * kTileSize / kTaps;
+          const BFloat16* const ahead =
+              copies + x_pairs(p, in + 1, first) + tap * steps * kTileSize / kTaps;
           add_products(unit, rows + positions.distance(tap), positions.row, pairs, steps, ahead,
                        to);
         }
