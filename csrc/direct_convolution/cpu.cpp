@@ -49,7 +49,7 @@ struct Direct {
   void (*border_row)(const DirectConvolutionParams&, std::int64_t sample, std::int64_t row,
                      BFloat16* to);
   void (*convolve_panel)(const DirectConvolutionParams&, std::int64_t sample, std::int64_t panel,
-                         const Range& tiles, const BFloat16* image);
+                         const Range& tiles, const BFloat16* image, bool next);
 };
 
 }  // namespace
@@ -76,6 +76,7 @@ void by_samples(const DirectConvolutionParams& p, const Direct& kernels) {
   constexpr std::int64_t kImages = 512 * 1024;  // elements: half of a second-level cache
   const Bordered image(p);
   const std::int64_t most = std::max<std::int64_t>(1, kImages / image.size());
+  const std::int64_t panels = divide_up(p.out_channels, kPanel);
   torch::stable::parallel_for(0, p.batch, 1, [&](std::int64_t begin, std::int64_t end) {
     static thread_local Workspace space;
     for (std::int64_t first = begin; first < end; first += most) {
@@ -84,10 +85,11 @@ void by_samples(const DirectConvolutionParams& p, const Direct& kernels) {
       for (std::int64_t i = 0; to && i < count * image.height; ++i) {
         kernels.border_row(p, first + i / image.height, i % image.height, to + i * image.row());
       }
-      for (std::int64_t panel = 0; panel < divide_up(p.out_channels, kPanel); ++panel) {
+      for (std::int64_t panel = 0; panel < panels; ++panel) {
         for (std::int64_t i = 0; i < count; ++i) {
           const BFloat16* from = to ? to + i * image.size() : sample_of(p, first + i);
-          kernels.convolve_panel(p, first + i, panel, {0, image.tiles}, from);
+          const bool next = i == 0 && panel + 1 < panels;
+          kernels.convolve_panel(p, first + i, panel, {0, image.tiles}, from, next);
         }
       }
     }
@@ -116,7 +118,8 @@ void by_panels(const DirectConvolutionParams& p, const Direct& kernels) {
       for (std::int64_t i = begin; i < end; ++i) {
         const Range part = Range{0, pairs}.part(i % parts, parts);
         const Range tiles{2 * part.first, std::min(2 * part.last, image.tiles)};
-        kernels.convolve_panel(p, sample, i / parts, tiles, from);
+        const bool next = i + 1 < end && (i + 1) % parts == 0;
+        kernels.convolve_panel(p, sample, i / parts, tiles, from, next);
       }
     });
   }

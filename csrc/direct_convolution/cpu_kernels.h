@@ -24,36 +24,6 @@ inline void border_row(const DirectConvolutionParams& p, std::int64_t sample, st
   }
 }
 
-// Where a panel's output of some tiles goes, and what is added to it; null for what is in the
-// border.
-struct Places {
-  static constexpr int kCount = 2 * kTileRows;
-  BFloat16* y[kCount] = {};
-  const BFloat16* residual[kCount] = {};
-
-  Places(const DirectConvolutionParams& p, const Bordered& image, std::int64_t sample,
-         std::int64_t panel, const Range& tiles) {
-    for (std::int64_t tile = tiles.first; tile < tiles.last; ++tile) {
-      const std::int64_t position = image.position(tile), at = (tile - tiles.first) * kTileRows;
-      std::int64_t row = position / image.width, x = position % image.width;
-      for (std::int64_t i = at; i < at + kTileRows && row < p.height; ++i, ++x) {
-        if (x == image.width) x = 0, ++row;
-        if (x < p.width && row < p.height) set(i, p, sample, panel * kTileColumns, row, x);
-      }
-    }
-  }
-
- private:
-  void set(std::int64_t i, const DirectConvolutionParams& p, std::int64_t sample,
-           std::int64_t channel, std::int64_t row, std::int64_t x) {
-    const std::int64_t pixel = (sample * p.height + row) * p.width + x;
-    y[i] = static_cast<BFloat16*>(p.y) + pixel * p.out_channels + channel;
-    if (p.residual.data == nullptr) return;
-    residual[i] = static_cast<const BFloat16*>(p.residual.data) + sample * p.residual.sample +
-                  row * p.residual.row + x * p.residual.pixel + channel;
-  }
-};
-
 // Sums of one or two tiles of positions, from a[0] and a[1] on, of a panel; beside(i) is called
 // beside product i.
 template <int rows, int kernel, class Tiles, class Beside>
@@ -74,69 +44,98 @@ FASTDIFF_INLINE void products(Tiles& tiles, const Bordered& image, const BFloat1
   tiles.template store_to<rows>(sums);
 }
 
-// A panel's bias, and how many channels of each vector it has.
-struct Finish {
+// Writes a panel's output from its sums, one position after another; those in the border are left.
+class Output {
   static constexpr int kVectors = kTileColumns / kLanes;
-  Floats bias[kVectors];
-  int lanes[kVectors];
-  float scale;
+  const std::int64_t width_, height_, to_next_row_, to_next_pixel_;
+  const Pixels added_;
+  const float scale_;
+  Floats bias_[kVectors];
+  int lanes_[kVectors];
+  std::int64_t row_, x_;
+  BFloat16* y_;
+  const BFloat16* residual_;
 
-  Finish(const DirectConvolutionParams& p, std::int64_t panel) : scale(p.scale) {
+  FASTDIFF_INLINE void write(const float* sums) {
+    for (int j = 0; j < kVectors && lanes_[j] > 0; ++j) {
+      Floats value = load(sums + j * kLanes) + bias_[j];
+      if (residual_) value += load(residual_ + j * kLanes, lanes_[j]);
+      store(y_ + j * kLanes, value * scale_, lanes_[j]);
+    }
+    y_ += to_next_pixel_;
+    if (residual_) residual_ += x_ + 1 < width_ ? added_.pixel : added_.row - x_ * added_.pixel;
+  }
+
+ public:
+  // From position `first` of the bordered image on.
+  Output(const DirectConvolutionParams& p, const Bordered& image, std::int64_t sample,
+         std::int64_t panel, std::int64_t first)
+      : width_(p.width),
+        height_(p.height),
+        to_next_row_(image.tiles_of_row ? p.width : image.width),
+        to_next_pixel_(p.out_channels),
+        added_(p.residual),
+        scale_(p.scale),
+        row_(first / image.width),
+        x_(first % image.width) {
+    const std::int64_t channels = panel * kTileColumns;
     for (int j = 0; j < kVectors; ++j) {
-      const std::int64_t channel = panel * kTileColumns + j * kLanes;
-      lanes[j] = lanes_of<kLanes>(p.out_channels, channel);
-      const auto* from = static_cast<const BFloat16*>(p.bias) + channel;
-      bias[j] = p.bias && lanes[j] > 0 ? load(from, lanes[j]) : splat(0);
+      lanes_[j] = lanes_of<kLanes>(p.out_channels, channels + j * kLanes);
+      const auto* from = static_cast<const BFloat16*>(p.bias) + channels + j * kLanes;
+      bias_[j] = p.bias && lanes_[j] > 0 ? load(from, lanes_[j]) : splat(0);
+    }
+    // In the border the next pixel is the next row's first.
+    const std::int64_t row = x_ < width_ ? row_ : row_ + 1, x = x_ < width_ ? x_ : 0;
+    const std::int64_t pixel = (sample * height_ + row) * width_ + x;
+    y_ = static_cast<BFloat16*>(p.y) + pixel * p.out_channels + channels;
+    residual_ = static_cast<const BFloat16*>(added_.data);
+    if (residual_) {
+      residual_ += sample * added_.sample + row * added_.row + x * added_.pixel + channels;
     }
   }
-  void operator()(const Places& places, const float* sums) const {
-    for (int i = 0; i < Places::kCount; ++i, sums += kTileColumns) {
-      if (places.y[i] == nullptr) continue;
-      for (int j = 0; j < kVectors && lanes[j] > 0; ++j) {
-        Floats value = load(sums + j * kLanes) + bias[j];
-        if (places.residual[i]) value += load(places.residual[i] + j * kLanes, lanes[j]);
-        store(places.y[i] + j * kLanes, value * scale, lanes[j]);
-      }
+  FASTDIFF_INLINE void operator()(const float* sums, int positions) {
+    for (int i = 0; i < positions; ++i, sums += kTileColumns) {
+      if (x_ < width_ && row_ < height_) write(sums);
+      if (++x_ == to_next_row_) x_ = 0, ++row_;
     }
   }
 };
 
+// `next`: the panel after this one is wanted next.
 template <int kernel, class Tiles>
 void convolve_panel(const DirectConvolutionParams& p, std::int64_t sample, std::int64_t panel,
-                    const Range& tiles, const BFloat16* image) {
+                    const Range& tiles, const BFloat16* image, bool next) {
+  constexpr int kPositions = 2 * kTileRows;
   const Bordered bordered(p);
   const int steps = static_cast<int>(bordered.channels / kTileDepth) * kernel * kernel;
   const std::int64_t size = std::int64_t{steps} * kTileDepth * kTileColumns;
   const auto* weights = static_cast<const BFloat16*>(p.packed) + panel * size;
   const std::int64_t pairs = divide_up(tiles.size(), 2);
-  const bool last = (panel + 1) * kTileColumns >= p.out_channels;
-  const int lines = last ? 0 : static_cast<int>(divide_up(kTileColumns, pairs));
-  const int rows_of_step = (Places::kCount + steps - 1) / steps;
+  const int lines = next ? static_cast<int>(divide_up(kTileColumns, pairs)) : 0;
+  const int by_step = (kPositions + steps - 1) / steps;
   const char* ahead = reinterpret_cast<const char*>(weights + size);
-  alignas(64) float sums[Places::kCount * kTileColumns];
-  const Finish finish(p, panel);
+  alignas(64) float sums[2][kPositions * kTileColumns];
+  Output output(p, bordered, sample, panel, bordered.position(tiles.first));
   Tiles unit;
-  for (std::int64_t tile = tiles.first; tile < tiles.last; tile += 2) {
-    const Range pair{tile, std::min(tile + 2, tiles.last)};
-    const Places places(p, bordered, sample, panel, pair);
-    // What is written comes to the nearest cache meanwhile, the next panel to the second.
+  int turn = 0;
+  for (std::int64_t tile = tiles.first; tile < tiles.last; tile += 2, turn = 1 - turn) {
+    const std::int64_t second = std::min(tile + 1, tiles.last - 1);
+    // The sums before these are written meanwhile, and the next panel's weights come nearer.
     const auto beside = [&](int i) FASTDIFF_LAMBDA_INLINE {
       for (int line = 0; line < lines; ++line, ahead += 64) __builtin_prefetch(ahead, 0, 2);
-      const int after = std::min((i + 1) * rows_of_step, Places::kCount);
-      for (int row = i * rows_of_step; row < after; ++row) {
-        __builtin_prefetch(places.y[row], 1, 3);
-        __builtin_prefetch(places.residual[row], 0, 3);
-      }
+      const int first = i * by_step;
+      if (tile == tiles.first || first >= kPositions) return;
+      output(sums[1 - turn] + first * kTileColumns, std::min(by_step, kPositions - first));
     };
     const BFloat16* const a[2] = {image + bordered.position(tile) * bordered.pixel,
-                                  image + bordered.position(pair.last - 1) * bordered.pixel};
-    if (pair.size() == 2) {
-      products<2, kernel>(unit, bordered, a, weights, sums, beside);
+                                  image + bordered.position(second) * bordered.pixel};
+    if (second > tile) {
+      products<2, kernel>(unit, bordered, a, weights, sums[turn], beside);
     } else {
-      products<1, kernel>(unit, bordered, a, weights, sums, beside);
+      products<1, kernel>(unit, bordered, a, weights, sums[turn], beside);
     }
-    finish(places, sums);
   }
+  output(sums[1 - turn], tiles.size() % 2 ? kTileRows : kPositions);
 }
 
 template <class Tiles>
