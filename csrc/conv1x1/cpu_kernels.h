@@ -8,9 +8,17 @@ FASTDIFF_INLINE std::int64_t place(const Conv1x1Params& p, const Pixels& of, std
 }
 
 template <class T>
-void gather(const Conv1x1Params& p, const Range& pixels, float* v) {
+void gather(const Conv1x1Params& p, const Range& pixels, T* patch, float* v) {
+  const T* const x = static_cast<const T*>(p.x.data);
   for (std::int64_t pixel = pixels.first; pixel < pixels.last; ++pixel, v += kRowStride) {
-    const T* from = static_cast<const T*>(p.x.data) + place(p, p.x, pixel);
+    const T* from = patch;
+    if (p.patches.channels == 0) {
+      from = x + place(p, p.x, pixel);
+    } else {
+      const std::int64_t row = pixel / p.width;
+      copy_patch(p.patches, p.x, x + row / p.height * p.x.sample, row % p.height, pixel % p.width,
+                 patch);
+    }
     row_to_chunks(from, p.channels, pixels.size(), v);
   }
 }
@@ -37,9 +45,9 @@ template <class T>
 void convolve_pixels(const Conv1x1Params& p, const Range& pixels, const Range& panels,
                      Workspace& space) {
   const std::int64_t C = p.channels, v_size = chunks(C) * pixels.size() * kRowStride;
-  float* v = space.at_least(v_size + pixels.size() * kPanel);
+  float* v = space.at_least(v_size + pixels.size() * kPanel + C);
   float* m = v + v_size;
-  gather<T>(p, pixels, v);
+  gather(p, pixels, reinterpret_cast<T*>(m + pixels.size() * kPanel), v);
   for (std::int64_t panel = panels.first; panel < panels.last; ++panel) {
     multiply_panel(v, p.packed + panel * C * kPanel, pixels.size(), C, m);
     finish<T>(p, pixels, panel, m);

@@ -31,7 +31,8 @@ struct Bordered {
         width(p.width + p.kernel - 1),
         height(p.height + p.kernel - 1) {
     const bool even = p.height * p.width % kTile == 0 && p.x.row == p.width * p.x.pixel;
-    in_place = p.kernel == 1 && !p.upsample && channels == p.channels && even;
+    const bool plain = p.kernel == 1 && !p.upsample && p.patches.channels == 0;
+    in_place = plain && channels == p.channels && even;
     pixel = in_place ? p.x.pixel : (channels / kDepth | 1) * kDepth;
     const bool fit = p.kernel > 1 && p.width % kTile == 0;
     tiles = fit ? p.height * p.width / kTile : divide_up(p.height * width - (p.kernel - 1), kTile);

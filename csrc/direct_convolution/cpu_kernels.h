@@ -3,9 +3,20 @@
 
 #include "../common/cpu_matrix_tiles.h"
 
+inline void patch_row(const DirectConvolutionParams& p, std::int64_t sample, std::int64_t row,
+                      BFloat16* to) {
+  const Bordered image(p);
+  const auto* from = static_cast<const BFloat16*>(p.x.data) + sample * p.x.sample;
+  for (std::int64_t x = 0; x < p.width; ++x, to += image.pixel) {
+    copy_patch(p.patches, p.x, from, row, x, to);
+    std::fill(to + p.channels, to + image.channels, BFloat16{});
+  }
+}
+
 // Row `row` of a sample's bordered image, zeros where x has none.
 inline void border_row(const DirectConvolutionParams& p, std::int64_t sample, std::int64_t row,
                        BFloat16* to) {
+  if (p.patches.channels > 0) return patch_row(p, sample, row, to);
   const Bordered image(p);
   const std::int64_t border = p.kernel / 2, y = row - border, factor = p.upsample ? 2 : 1;
   const auto zero = [&](std::int64_t from, std::int64_t count) {

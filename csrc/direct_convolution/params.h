@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "../common/patches.h"
 #include "../common/pixels.h"
 
 namespace fastdiff {
@@ -19,7 +20,8 @@ struct DirectConvolutionParams {
   std::int64_t batch, channels, out_channels, height, width;
   float scale;
   bool upsample;
-  int kernel;  // its height and width: 1 or 3
+  int kernel;            // its height and width: 1 or 3
+  Patches patches = {};  // of x; `channels` are theirs then, height and width y's, the kernel 1
 };
 
 void direct_convolution_cpu(const DirectConvolutionParams& params);

@@ -146,30 +146,3 @@ def pointwise(*layers: nn.Linear) -> nn.Conv2d:
     if layers[0].bias is not None:
         conv.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), False)
     return conv
-
-
-class Downsample(nn.Module):
-    """A strided convolution."""
-
-    def __init__(self, block: blocks.Downsample) -> None:
-        super().__init__()
-        self.pads = block.conv.padding == (0, 0)
-        self.conv = convolution(block.conv)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> [N, C, H/2, W/2]."""
-        out: Tensor = self.conv(F.pad(x, (0, 1, 0, 1)) if self.pads else x)
-        return out
-
-
-class Upsample(nn.Module):
-    """A convolution of the image doubled."""
-
-    def __init__(self, block: blocks.Upsample) -> None:
-        super().__init__()
-        self.conv = convolution(block.conv, upsample=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> [N, C, 2H, 2W]."""
-        out: Tensor = self.conv(x)
-        return out

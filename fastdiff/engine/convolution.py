@@ -9,8 +9,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fastdiff.ops import _library, biased_sum_, pack_conv1x1, pack_conv3x3
-from fastdiff.ops.conv3x3 import NARROW
+from fastdiff.ops import (
+    _library,
+    biased_sum_,
+    pack_conv1x1,
+    pack_conv3x3,
+    pack_strided_conv3x3,
+)  # fmt: skip
 
 
 def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
@@ -22,6 +27,17 @@ def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
     if conv.weight.device.type != "cpu":
         return Cudnn(conv, upsample)
     return (Own if _suits_own(conv, upsample) else Packed)(conv, upsample)
+
+
+def downsampling(conv: nn.Conv2d) -> nn.Module:
+    """What `conv`, 3x3 with stride 2, computes; called on an image, which gets a row and a column
+    of zeros behind it where `conv` has no padding."""
+    centered = conv.padding == (1, 1)
+    if _suits_own_products(conv.weight):
+        return Strided(conv, centered)
+    if centered:
+        return convolution(conv)
+    return nn.Sequential(nn.ZeroPad2d((0, 1, 0, 1)), convolution(conv))
 
 
 class Own(nn.Module):
@@ -41,6 +57,21 @@ class Own(nn.Module):
             out = torch.ops.fastdiff.conv1x1.default(*parameters)
         else:
             out = torch.ops.fastdiff.conv3x3.default(*parameters, self.upsample)
+        return out
+
+
+class Strided(nn.Module):
+    """With stride 2, by fastdiff::strided_conv3x3."""
+
+    def __init__(self, conv: nn.Conv2d, centered: bool) -> None:
+        super().__init__()
+        self.weight, self.bias, self.centered = kept(conv.weight), kept(conv.bias), centered
+        self.packed = pack_strided_conv3x3(conv.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = torch.ops.fastdiff.strided_conv3x3.default(
+            x, self.weight, self.bias, self.packed, self.centered
+        )
         return out
 
 
@@ -117,7 +148,7 @@ class Cudnn(nn.Module):
         self.bias = self.bias if bias is None else bias
 
 
-KINDS = (Own, Packed, Cudnn)
+KINDS = (Own, Strided, Packed, Cudnn)
 
 Parameter = TypeVar("Parameter", Tensor, Tensor | None)
 
@@ -150,7 +181,7 @@ def onednn_knows(dtype: torch.dtype) -> bool:
 
 
 def _suits_own_products(weight: Tensor) -> bool:
-    """Whether fastdiff::conv1x1 is the fastest product of pixels with it here."""
+    """Whether our products of pixels, or of patches of them, are the fastest with it here."""
     if not weight.is_cpu or not _library.native_kernel("conv1x1", "CPU"):
         return False
     if weight.dtype == torch.bfloat16:
@@ -159,13 +190,12 @@ def _suits_own_products(weight: Tensor) -> bool:
 
 
 def _suits_own(conv: nn.Conv2d, upsample: bool) -> bool:
-    wide = min(conv.in_channels, conv.out_channels) >= NARROW
     if (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0)):
-        return wide and not upsample and _suits_own_products(conv.weight)
+        return not upsample and _suits_own_products(conv.weight)
     plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
     fewer = conv.weight.dtype != torch.bfloat16 or _gains_in_bfloat16(upsample)
     known = conv.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return plain and wide and fewer and known and _library.native_kernel("conv3x3", "CPU")
+    return plain and fewer and known and _library.native_kernel("conv3x3", "CPU")
 
 
 def _gains_in_bfloat16(upsample: bool) -> bool:

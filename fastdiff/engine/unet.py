@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff.engine import blocks
-from fastdiff.engine.convolution import convolution
+from fastdiff.engine.convolution import convolution, downsampling
 from fastdiff.engine.graphs import Graphs
 from fastdiff.engine.precision import float32_products
 from fastdiff.engine.programs import Programs, hooks_of
@@ -133,9 +133,9 @@ class Plan(nn.Module):
             elif isinstance(block, plain.Attention):
                 add(blocks.attention(block), *roles)
             elif isinstance(block, plain.Downsample):
-                add(blocks.Downsample(block), *roles)
+                add(downsampling(block.conv), *roles)
             elif isinstance(block, plain.Upsample):
-                add(blocks.Upsample(block), *roles)
+                add(convolution(block.conv, upsample=True), *roles)
 
         def add_level(level: Any, first: tuple[str, ...] = (), last: tuple[str, ...] = ()) -> None:
             """`first` and `last` are roles of a residual block and of the attention after it."""

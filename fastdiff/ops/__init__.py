@@ -11,6 +11,7 @@ from .group_norm_silu import group_norm_silu
 from .philox_normal import philox_normal
 from .q_sample import q_sample
 from .self_attention import self_attention
+from .strided_conv3x3 import pack_strided_conv3x3, strided_conv3x3
 from .total_norm import total_norm
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "group_norm_silu",
     "pack_conv1x1",
     "pack_conv3x3",
+    "pack_strided_conv3x3",
     "philox_normal",
     "q_sample",
     "self_attention",
+    "strided_conv3x3",
     "total_norm",
     "trained_conv3x3",
     "use_reference",

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from fastdiff import NoiseSchedule, sample
 from fastdiff.engine import AcceleratedUNet, accelerate, blocks, planned
-from fastdiff.engine.convolution import Own, Packed
+from fastdiff.engine.convolution import Own, Packed, Strided
 from fastdiff.models import UNet
 from fastdiff.ops import _library, pack_conv1x1, pack_conv3x3, use_reference
 from tests.memory import flags_of_memory_at
@@ -215,27 +215,30 @@ def test_a_whole_run_stays_close(name: str) -> None:
 
 
 def test_which_convolutions_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = Own if NATIVE else Packed
+    own, strided = (Own, Strided) if NATIVE else (Packed, nn.Sequential)
 
     def kinds(
         dtype: torch.dtype, avx512_bf16: bool, amx: bool = False, ours: bool = False
     ) -> tuple[type[nn.Module], ...]:
-        """Of a block's convolution, of an upsampler's and of an attention's products; `ours` if our
-        kernels may use AMX."""
+        """Of a block's convolution, of an upsampler's, of an attention's products and of a
+        downsampler; `ours` if our kernels may use AMX."""
         monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: avx512_bf16)
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
         monkeypatch.setattr(_library, "has_matrix_unit", lambda: ours)
         parts = [*accelerate(made("cifar10").to(dtype)).plan.parts]
-        up = next(part for part in parts if isinstance(part, blocks.Upsample))
+        up = next(part for part in parts if getattr(part, "upsample", False))
+        down = next(part for part in parts if isinstance(part, Strided | nn.Sequential))
         attention = next(part for part in parts if isinstance(part, blocks.PackedAttention))
-        return type(parts[1].conv1), type(up.conv), type(attention.proj)
+        assert type(parts[0]) is type(parts[-1]) is type(parts[1].conv1)
+        return type(parts[1].conv1), type(up), type(attention.proj), type(down)
 
-    assert kinds(torch.float32, True, True, True) == (own, own, own)
-    assert kinds(torch.float16, True) == (own, own, own)
-    assert kinds(torch.bfloat16, False) == (own, own, Packed)
-    assert kinds(torch.bfloat16, True) == (Packed, own, Packed)
-    assert kinds(torch.bfloat16, True, True) == (Packed, Packed, Packed)
-    assert kinds(torch.bfloat16, True, True, True) == (own, own, own)
+    padded = nn.Sequential
+    assert kinds(torch.float32, True, True, True) == (own, own, own, strided)
+    assert kinds(torch.float16, True) == (own, own, own, strided)
+    assert kinds(torch.bfloat16, False) == (own, own, Packed, padded)
+    assert kinds(torch.bfloat16, True) == (Packed, own, Packed, padded)
+    assert kinds(torch.bfloat16, True, True) == (Packed, Packed, Packed, padded)
+    assert kinds(torch.bfloat16, True, True, True) == (own, own, own, strided)
 
 
 @pytest.mark.skipif(not NATIVE, reason="without the native library attention is torch's")

@@ -24,6 +24,7 @@ KERNELS = [
     "group_norm_silu",
     "group_norm_silu_gradient",
     "self_attention",
+    "strided_conv3x3",
     "total_norm",
 ]
 ROOT = Path(__file__).parents[2]
