@@ -64,18 +64,20 @@ class Residual(nn.Module):
         bias, self.bias1 = self.bias1, None
         return bias
 
-    def forward(self, x: Tensor, time: Tensor) -> Tensor:
-        """x [N, C, H, W], time [N, channels], twice as many with AdaGN -> [N, C', H', W']."""
+    def forward(self, x: Tensor, *time: Tensor) -> Tensor:
+        """x [N, C, H, W], time [N, channels], or with AdaGN its scale and shift
+        -> [N, C', H', W'].
+        """
         h = self.norm1(x)
         if self.resample == "down":
             x, h = F.avg_pool2d(x, 2), F.avg_pool2d(h, 2)
         h = self.conv1(h)
         if self.scale_shift:
-            scale, shift = time.chunk(2, dim=1)
+            scale, shift = time
             bias = None if self.bias1 is None else self.bias1.expand(len(h), -1)
             h = self.norm2(h, scale=scale, shift=shift, residual=bias)
         else:
-            h = self.norm2(h, residual=time)
+            h = self.norm2(h, residual=time[0])
         if self.resample == "up":
             x = F.interpolate(x, scale_factor=2.0, mode="nearest")
         if self.shortcut is not None:

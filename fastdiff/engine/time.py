@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -38,6 +39,7 @@ class TimeProjections(nn.Module):
         self, unet: UNet, blocks: Iterable[ResidualBlock], shifts: Iterable[Tensor | None] = ()
     ) -> None:
         super().__init__()
+        blocks = [*blocks]
         layers = [block.time_emb_proj for block in blocks]
         self.weight = torch.cat([layer.weight.detach() for layer in layers])
         biases = [layer.bias.detach() for layer in layers]
@@ -45,7 +47,12 @@ class TimeProjections(nn.Module):
             if shift is not None:
                 biases[i] = (biases[i].double() + shift.double()).to(biases[i].dtype)
         self.bias = torch.cat(biases)
-        self.widths = [layer.out_features for layer in layers]
+        self.parts = [2 if block.scale_shift else 1 for block in blocks]
+        self.widths = [
+            layer.out_features // parts
+            for layer, parts in zip(layers, self.parts, strict=True)
+            for _ in range(parts)
+        ]
         embedding = (unet.time_proj, unet.time_embedding, unet.class_embedding)
         self.time_proj, self.time_embedding, self.class_embedding = copy.deepcopy(embedding)
         self.by_timestep = unet.config.class_embed_type == "timestep"
@@ -70,9 +77,11 @@ class TimeProjections(nn.Module):
             return ahead.projections.index_select(0, row)
         return self._with_class(ahead.embeddings.index_select(0, row), class_labels)
 
-    def by_block(self, projections: Tensor, samples: int) -> tuple[Tensor, ...]:
-        """What `forward` gives -> for each block [N, channels] or [N, 2 * channels]."""
-        return projections.expand(samples, -1).split(self.widths, dim=1)
+    def by_block(self, projections: Tensor, samples: int) -> Iterator[tuple[Tensor, ...]]:
+        """What `forward` gives -> for each block [N, channels], with AdaGN the scale and the shift,
+        [N, channels] both."""
+        pieces = iter(projections.expand(samples, -1).split(self.widths, dim=1))
+        return (tuple(itertools.islice(pieces, parts)) for parts in self.parts)
 
     def _embedded(self, t: Tensor) -> Tensor:
         embedded: Tensor = self.time_embedding(self.time_proj(t))

@@ -164,12 +164,12 @@ class Plan(nn.Module):
     def forward(self, x: Tensor, of_time: Tensor) -> Tensor:
         """x [N, C, H, W] in the plan's dtype and the projections that `time` gives
         -> [N, C', H, W], channels-last."""
-        projections = iter(self.time.by_block(of_time, len(x)))
+        projections = self.time.by_block(of_time, len(x))
         h, maps = x.contiguous(memory_format=torch.channels_last), list[Tensor]()
         for part, roles in zip(self.parts, self.roles, strict=True):
             if "join" in roles:
                 h = _joined(h, maps.pop())
-            h = part(h, next(projections)) if "time" in roles else part(h)
+            h = part(h, *next(projections)) if "time" in roles else part(h)
             if "keep" in roles:
                 maps.append(h)
         return h
