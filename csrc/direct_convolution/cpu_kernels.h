@@ -6,7 +6,8 @@
 inline void patch_row(const DirectConvolutionParams& p, std::int64_t sample, std::int64_t row,
                       BFloat16* to) {
   const Bordered image(p);
-  const auto* from = static_cast<const BFloat16*>(p.x.data) + sample * p.x.sample;
+  const auto* from = static_cast<const BFloat16*>(p.x.data) + sample / p.blocks * p.x.sample;
+  row += sample % p.blocks * p.height;
   for (std::int64_t x = 0; x < p.width; ++x, to += image.pixel) {
     copy_patch(p.patches, p.x, from, row, x, to);
     std::fill(to + p.channels, to + image.channels, BFloat16{});

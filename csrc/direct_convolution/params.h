@@ -20,8 +20,9 @@ struct DirectConvolutionParams {
   std::int64_t batch, channels, out_channels, height, width;
   float scale;
   bool upsample;
-  int kernel;            // its height and width: 1 or 3
-  Patches patches = {};  // of x; `channels` are theirs then, height and width y's, the kernel 1
+  int kernel;               // its height and width: 1 or 3
+  std::int64_t blocks = 1;  // of rows, into which samples of patches are cut: the kernel's samples
+  Patches patches = {};     // of x; `channels` are theirs then, height and width y's, the kernel 1
 };
 
 void direct_convolution_cpu(const DirectConvolutionParams& params);

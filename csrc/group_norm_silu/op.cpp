@@ -232,8 +232,9 @@ Gradients cuda_gradient(Tensor grad, Tensor x, std::int64_t groups, MaybeTensor 
 
 STABLE_TORCH_LIBRARY_IMPL(fastdiff, CPU, library) {
   library.impl("group_norm_silu", TORCH_BOX(&fastdiff::cpu));
-  fastdiff::CpuOp::add("fastdiff::group_norm_silu",
-                       {TORCH_BOX(&fastdiff::cpu), TORCH_BOX(&fastdiff::cpu_without_statistics)});
+  fastdiff::CpuOp::add(
+      "fastdiff::group_norm_silu",
+      {fastdiff::recorded<&fastdiff::cpu>, fastdiff::recorded<&fastdiff::cpu_without_statistics>});
   library.impl("group_norm_silu_gradient", TORCH_BOX(&fastdiff::cpu_gradient));
 }
 

@@ -2,7 +2,6 @@
 // fastdiff/engine/recording.py, run one after the other without Python between them.
 #include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 
-#include <bit>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -26,39 +25,13 @@ using Words = std::vector<std::string>;
 
 CallCounter runs("program.cpu");
 
-// As the recorder numbers them.
-enum class Kind : std::int64_t {
-  none,
-  boolean,
-  integer,
-  number,
-  text,
-  memory_format,
-  dtype,
-  tensor,
-  integers,
-  numbers,
-  tensors,
-  nothings,  // an empty list of whatever type
-};
-
-constexpr std::array kDtypes{ScalarType::Float, ScalarType::Double, ScalarType::Half,
-                             ScalarType::BFloat16};
-
-struct Argument {
-  Kind kind;
-  bool optional;  // its type, which the ABI hands over by pointer
-  // A tensor's slot, a number's bits, a text's place among the words, a dtype's in kDtypes.
-  std::vector<std::int64_t> values;
-};
-
 struct Call {
   std::string op, overload;
   std::vector<Argument> arguments;
   bool returns_list;
   std::vector<std::int64_t> results;  // their slots
   std::vector<std::int64_t> unread;   // slots that no later call reads
-  CpuOp::Boxed kernel = nullptr;      // our own, which needs no dispatcher
+  CpuOp::Call kernel = nullptr;       // our own, which needs no dispatcher
 
   bool wants_first_result_alone() const {
     return std::all_of(results.begin() + 1, results.end(), [this](std::int64_t slot) {
@@ -66,8 +39,6 @@ struct Call {
     });
   }
 };
-
-using Slots = std::vector<MaybeTensor>;
 
 struct Program {
   Words words;
@@ -118,8 +89,6 @@ Call read_call(Reader& code, const Words& words) {
   }
   return call;
 }
-
-double number(std::int64_t bits) { return std::bit_cast<double>(bits); }
 
 template <class Value>
 StableIValue handed(const Argument& argument, const Value& value) {
@@ -186,10 +155,6 @@ std::vector<Tensor> results_of(const Call& call, const Slots& slots, const Words
     stack.push_back(value_of(argument, slots, words));
   }
   if (!call.returns_list) stack.resize(std::max(stack.size(), call.results.size()));
-  if (call.kernel) {
-    call.kernel(stack.data(), call.arguments.size(), call.results.size());
-    return tensors_of(stack, call.results.size());
-  }
   // Without a version: the recorder read the schemas of the torch that runs.
   TORCH_ERROR_CODE_CHECK(
       aoti_torch_call_dispatcher(call.op.c_str(), call.overload.c_str(), stack.data()));
@@ -198,9 +163,13 @@ std::vector<Tensor> results_of(const Call& call, const Slots& slots, const Words
 }
 
 void run(const Call& call, Slots& slots, const Words& words) {
-  auto results = results_of(call, slots, words);
-  for (std::size_t i = 0; i < call.results.size(); ++i) {
-    slots.at(call.results[i]) = std::move(results.at(i));
+  if (call.kernel) {
+    call.kernel(call.arguments, slots, call.results);
+  } else {
+    auto results = results_of(call, slots, words);
+    for (std::size_t i = 0; i < call.results.size(); ++i) {
+      slots.at(call.results[i]) = std::move(results.at(i));
+    }
   }
   for (const std::int64_t slot : call.unread) slots[slot].reset();
 }

@@ -12,6 +12,14 @@ namespace {
 CallCounter calls("strided_conv3x3.cpu");
 CallCounter direct_calls("strided_conv3x3_direct.cpu");  // of these
 
+// As few of equal height as leave half of a second-level cache to weights.
+std::int64_t blocks_of_rows(std::int64_t rows, std::int64_t row) {
+  constexpr std::int64_t kMost = 512 * 1024;
+  std::int64_t blocks = 1;
+  while (blocks < rows && (rows % blocks != 0 || rows / blocks * row > kMost)) ++blocks;
+  return blocks;
+}
+
 Tensor strided_conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor packed,
                        bool centered) {
   const auto dtype = kernel_dtype(x.scalar_type());
@@ -32,8 +40,10 @@ Tensor strided_conv3x3(Tensor x, Tensor weight, MaybeTensor bias, MaybeTensor pa
   const void* const of_channels = bias ? bias->const_data_ptr() : nullptr;
   if (by_tiles) {
     direct_calls.add();
+    const std::int64_t blocks = blocks_of_rows(height, width * 9 * C);
     direct_convolution_cpu({*from, Pixels{}, y.mutable_data_ptr(), packed->const_data_ptr(),
-                            of_channels, N, 9 * C, O, height, width, 1, false, 1, patches});
+                            of_channels, N * blocks, 9 * C, O, height / blocks, width, 1, false, 1,
+                            blocks, patches});
   } else {
     conv1x1_cpu({*from, Pixels{}, y.mutable_data_ptr(),
                  static_cast<const float*>(packed->const_data_ptr()), of_channels, N, 9 * C, O,

@@ -49,7 +49,7 @@ def strided_conv3x3(
         raise ValueError(
             f"x is an image of {x.shape[2]}x{x.shape[3]}; give 2x2 at least, or centered=True"
         )
-    products = _as_products(weight)
+    products = torch.empty((len(weight), 9 * x.shape[1], 1, 1), device="meta")
     shapes = {torch.float32: panels_shape(products)}
     if weight.dtype == torch.bfloat16:
         shapes[torch.bfloat16] = matrix_unit_shape(products)
