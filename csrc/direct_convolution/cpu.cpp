@@ -74,9 +74,8 @@ const BFloat16* sample_of(const DirectConvolutionParams& p, std::int64_t sample)
 
 // Every thread takes some samples, as many at a time as leave room for weights in its cache.
 void by_samples(const DirectConvolutionParams& p, const Direct& kernels) {
-  constexpr std::int64_t kImages = 512 * 1024;  // elements: half of a second-level cache
   const Bordered image(p);
-  const std::int64_t most = std::max<std::int64_t>(1, kImages / image.size());
+  const std::int64_t most = std::max<std::int64_t>(1, kImagesInCache / image.size());
   const std::int64_t panels = divide_up(p.out_channels, kPanel);
   torch::stable::parallel_for(0, p.batch, 1, [&](std::int64_t begin, std::int64_t end) {
     static thread_local Workspace space;

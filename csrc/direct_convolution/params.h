@@ -7,6 +7,9 @@
 
 namespace fastdiff {
 
+// Values of images that leave half of a second-level cache to weights.
+constexpr std::int64_t kImagesInCache = 512 * 1024;
+
 // y = (conv(x) + bias + residual) * scale in bfloat16, stride 1, with kernel / 2 pixels of zeros
 // around x, as a product of matrices for each pixel of the kernel.
 struct DirectConvolutionParams {

@@ -12,11 +12,10 @@ namespace {
 CallCounter calls("strided_conv3x3.cpu");
 CallCounter direct_calls("strided_conv3x3_direct.cpu");  // of these
 
-// As few of equal height as leave half of a second-level cache to weights.
+// As few of equal height as lie in a cache; `row` values a row.
 std::int64_t blocks_of_rows(std::int64_t rows, std::int64_t row) {
-  constexpr std::int64_t kMost = 512 * 1024;
   std::int64_t blocks = 1;
-  while (blocks < rows && (rows % blocks != 0 || rows / blocks * row > kMost)) ++blocks;
+  while (blocks < rows && (rows % blocks != 0 || rows / blocks * row > kImagesInCache)) ++blocks;
   return blocks;
 }
 

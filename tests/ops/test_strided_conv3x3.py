@@ -99,6 +99,12 @@ def test_sizes_of_unets_by_law4(channels: int, side: int, dtype: torch.dtype) ->
         judge(for_matrix_unit, x, weight, bias, centered=False)
 
 
+@pytest.mark.parametrize("side", [40, 38])
+def test_patches_that_fill_no_cache_by_law4(side: int) -> None:
+    """20 rows, which two blocks share, and 19, which are a block each."""
+    judge(for_matrix_unit, randn(3, 256, side, side, dtype=BF16), *weights(40, 256, BF16))
+
+
 @by_packing
 @pytest.mark.parametrize("view", ["some of the channels", "cropped", "every other sample"])
 def test_strided_input(view: str, layout: Pack) -> None:
