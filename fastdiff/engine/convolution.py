@@ -15,7 +15,7 @@ from fastdiff.ops import (
     pack_conv1x1,
     pack_conv3x3,
     pack_strided_conv3x3,
-)  # fmt: skip
+)
 
 
 def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
