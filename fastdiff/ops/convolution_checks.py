@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .matrix_unit import matrix_unit_shape
+
 
 def check_convolution(
     op: str,
@@ -41,9 +43,12 @@ def check_convolution(
 
 
 def check_packed(
-    packed: Tensor | None, shapes: dict[torch.dtype, tuple[int, ...]], packer: str
+    packed: Tensor | None, weight: Tensor, shape: tuple[int, ...], packer: str
 ) -> None:
-    """`shapes` are what `packer` makes of the weight, by dtype."""
+    """`packer` makes float32 of `shape` of the weight, or what a matrix unit takes in bfloat16."""
+    shapes = {torch.float32: shape}
+    if weight.dtype == torch.bfloat16:
+        shapes[torch.bfloat16] = matrix_unit_shape(weight)
     if packed is None or (packed.is_contiguous() and packed.shape == shapes.get(packed.dtype)):
         return
     raise ValueError(

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from .. import _library
 from ..convolution_checks import check_convolution, check_packed
-from ..matrix_unit import matrix_unit_shape
 from . import reference
 from .packing import pack_conv1x1, panels_shape
 
@@ -45,10 +44,7 @@ def conv1x1(
         ValueError: a shape or a device does not fit.
     """
     check_convolution("conv1x1", x, weight, bias, residual, kernel=1)
-    shapes = {torch.float32: panels_shape(weight)}
-    if weight.dtype == torch.bfloat16:
-        shapes[torch.bfloat16] = matrix_unit_shape(weight)
-    check_packed(packed, shapes, "pack_conv1x1")
+    check_packed(packed, weight, panels_shape(weight), "pack_conv1x1")
     out: Tensor = _op(x, weight, bias, packed, residual, scale)
     return out
 

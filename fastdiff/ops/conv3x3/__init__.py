@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from .. import _library
 from ..convolution_checks import check_convolution, check_packed
-from ..matrix_unit import matrix_unit_shape
 from . import reference
 from .packing import pack_conv3x3, pack_op, winograd_shape
 
@@ -54,7 +53,7 @@ def conv3x3(
         ValueError: a shape or a device does not fit.
     """
     check_convolution("conv3x3", x, weight, bias, residual, kernel=3, factor=2 if upsample else 1)
-    check_packed(packed, _packed_shapes(weight), "pack_conv3x3")
+    check_packed(packed, weight, winograd_shape(weight), "pack_conv3x3")
     out: Tensor = _op(x, weight, bias, packed, residual, scale, upsample)
     return out
 
@@ -98,13 +97,6 @@ def _trained(x: Tensor, weight: Tensor, bias: Tensor | None, upsample: bool) -> 
     packed = pack_op(weight.detach(), x.dtype == torch.bfloat16)
     out: Tensor = _op(x, weight, bias, packed, None, 1.0, upsample)
     return out
-
-
-def _packed_shapes(weight: Tensor) -> dict[torch.dtype, tuple[int, ...]]:
-    shapes = {torch.float32: winograd_shape(weight)}
-    if weight.dtype == torch.bfloat16:
-        shapes[torch.bfloat16] = matrix_unit_shape(weight)
-    return shapes
 
 
 def _fake(

@@ -10,7 +10,6 @@ from torch import Tensor
 from .. import _library
 from ..conv1x1.packing import pack_conv1x1, panels_shape
 from ..convolution_checks import check_convolution, check_packed
-from ..matrix_unit import matrix_unit_shape
 from . import reference
 
 __all__ = ["pack_strided_conv3x3", "strided_conv3x3"]
@@ -49,11 +48,8 @@ def strided_conv3x3(
         raise ValueError(
             f"x is an image of {x.shape[2]}x{x.shape[3]}; give 2x2 at least, or centered=True"
         )
-    products = torch.empty((len(weight), 9 * x.shape[1], 1, 1), device="meta")
-    shapes = {torch.float32: panels_shape(products)}
-    if weight.dtype == torch.bfloat16:
-        shapes[torch.bfloat16] = matrix_unit_shape(products)
-    check_packed(packed, shapes, "pack_strided_conv3x3")
+    products = _as_products(weight.detach().to("meta"))  # whose shape alone is asked for
+    check_packed(packed, products, panels_shape(products), "pack_strided_conv3x3")
     out: Tensor = _op(x, weight, bias, packed, centered)
     return out
 
