@@ -10,6 +10,8 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from fastdiff.ops import _library
+
 
 def randn(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
@@ -22,6 +24,11 @@ def weights(
     shape = (out_channels, channels, kernel, kernel)
     weight = randn(*shape, seed=1) / (kernel * kernel * channels) ** 0.5
     return weight.to(dtype), randn(out_channels, dtype=dtype, seed=2)
+
+
+def kernel_calls(op: str) -> tuple[int, int]:
+    """Of its kernels, and of the one on tiles among them."""
+    return _library.native_calls(op, "CPU"), _library.native_calls(f"{op}_direct", "CPU")
 
 
 @dataclass(frozen=True)

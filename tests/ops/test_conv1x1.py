@@ -18,7 +18,7 @@ from tests.judge import assert_close_by_law4
 from tests.threads import on_threads
 
 from . import convolutions
-from .convolutions import Case, bad_inputs, cases, randn
+from .convolutions import Case, bad_inputs, cases, kernel_calls, randn
 
 BF16 = torch.bfloat16
 NATIVE = _library.native_path() is not None
@@ -38,16 +38,11 @@ def judge(
     residual: Tensor | None = None,
     scale: float = 1.0,
 ) -> None:
-    calls = _calls()
+    calls = kernel_calls("conv1x1")
     y = conv1x1(x, weight, bias, packed=pack(weight), residual=residual, scale=scale)
     by_unit = pack is for_matrix_unit
-    assert _calls() == (calls[0] + NATIVE, calls[1] + (NATIVE and by_unit))
+    assert kernel_calls("conv1x1") == (calls[0] + NATIVE, calls[1] + (NATIVE and by_unit))
     assert_close_by_law4(y, reference.conv1x1, x, weight, bias, None, residual, scale)
-
-
-def _calls() -> tuple[int, int]:
-    """Of the kernels, and of the one on tiles among them."""
-    return _library.native_calls("conv1x1", "CPU"), _library.native_calls("conv1x1_direct", "CPU")
 
 
 def test_packing_keeps_every_weight() -> None:
@@ -127,12 +122,12 @@ def test_nan_stays_in_its_pixel(pack: Pack) -> None:
 
 def test_what_the_kernels_do_not_cover_goes_to_the_reference() -> None:
     x, (weight, bias) = randn(2, 8, 4, 4, dtype=BF16), weights(6, 8)
-    calls = _calls()
+    calls = kernel_calls("conv1x1")
     for pack in (in_panels, for_matrix_unit):
         conv1x1(x.contiguous(), weight, bias, packed=pack(weight))
     conv1x1(x.double(), weight.double(), bias.double(), packed=in_panels(weight))
     conv1x1(x, weight, bias)
-    assert _calls() == calls
+    assert kernel_calls("conv1x1") == calls
     for pack in (in_panels, for_matrix_unit):
         assert conv1x1(x[:0], weight, bias, packed=pack(weight)).shape == (0, 6, 4, 4)
 

@@ -19,7 +19,7 @@ from fastdiff.ops.strided_conv3x3 import reference
 from tests.judge import assert_close_by_law4
 from tests.threads import on_threads
 
-from .convolutions import Case, bad_inputs, cases, randn, weights
+from .convolutions import Case, bad_inputs, cases, kernel_calls, randn, weights
 
 BF16 = torch.bfloat16
 NATIVE = _library.native_path() is not None
@@ -36,20 +36,16 @@ def judge(
     layout: Pack, x: Tensor, weight: Tensor, bias: Tensor | None, centered: bool = True
 ) -> None:
     assume(centered or min(x.shape[2:]) > 1)
-    calls = _calls()
+    calls = kernel_calls("strided_conv3x3")
     y = strided_conv3x3(x, weight, bias, packed=packed_by(layout, weight), centered=centered)
     by_unit = layout is for_matrix_unit
     by_kernel = NATIVE and y.numel() > 0
-    assert _calls() == (calls[0] + by_kernel, calls[1] + (by_kernel and by_unit))
+    assert kernel_calls("strided_conv3x3") == (
+        calls[0] + by_kernel,
+        calls[1] + (by_kernel and by_unit),
+    )
     assert y.is_contiguous(memory_format=torch.channels_last)
     assert_close_by_law4(y, reference.strided_conv3x3, x, weight, bias, None, centered)
-
-
-def _calls() -> tuple[int, int]:
-    """Of the kernels, and of the one on tiles among them."""
-    names = ("strided_conv3x3", "strided_conv3x3_direct")
-    first, second = (_library.native_calls(name, "CPU") for name in names)
-    return first, second
 
 
 def test_packing_is_of_patches() -> None:
@@ -137,13 +133,13 @@ def test_nan_stays_in_the_patches_that_have_it(layout: Pack) -> None:
 
 def test_what_the_kernels_do_not_cover_goes_to_the_reference() -> None:
     x, (weight, bias) = randn(2, 8, 4, 4, dtype=BF16), weights(6, 8, BF16)
-    calls = _calls()
+    calls = kernel_calls("strided_conv3x3")
     for layout in (in_panels, for_matrix_unit):
         strided_conv3x3(x.contiguous(), weight, bias, packed=packed_by(layout, weight))
     wide = (x.double(), weight.double(), bias.double())
     strided_conv3x3(*wide, packed=packed_by(in_panels, weight))
     strided_conv3x3(x, weight, bias)
-    assert _calls() == calls
+    assert kernel_calls("strided_conv3x3") == calls
     for layout in (in_panels, for_matrix_unit):
         packed = packed_by(layout, weight)
         assert strided_conv3x3(x[:0], weight, bias, packed=packed).shape == (0, 6, 2, 2)
