@@ -101,9 +101,11 @@ class Packed(nn.Module):
         return y if scale == 1 else y * scale
 
     def _convolved(self, x: Tensor) -> Tensor:
-        if not self.by_onednn:
-            return F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
-        y: Tensor = torch.ops.mkldnn._convolution_pointwise(
+        y: Tensor
+        if not self.by_onednn:  # channels-last, as every kernel of a plan wants its image
+            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding)
+            return y.contiguous(memory_format=torch.channels_last)
+        y = torch.ops.mkldnn._convolution_pointwise(
             x, self._packed_for(x), self.bias, self.padding, self.stride, [1, 1], 1, "none", [], ""
         )
         return y
@@ -184,27 +186,30 @@ def _suits_own_products(weight: Tensor) -> bool:
     """Whether our products of pixels, or of patches of them, are the fastest with it here."""
     if not weight.is_cpu or not _library.native_kernel("conv1x1", "CPU"):
         return False
-    if weight.dtype == torch.bfloat16:
-        return _library.has_matrix_unit()
-    return weight.dtype in (torch.float32, torch.float16)
+    return _known(weight) and (weight.dtype != torch.bfloat16 or _no_match_in_bfloat16())
 
 
 def _suits_own(conv: nn.Conv2d, upsample: bool) -> bool:
+    weight = conv.weight
     if (conv.kernel_size, conv.stride, conv.padding) == ((1, 1), (1, 1), (0, 0)):
-        return not upsample and _suits_own_products(conv.weight)
+        return not upsample and _suits_own_products(weight)
     plain = (conv.kernel_size, conv.stride, conv.padding) == ((3, 3), (1, 1), (1, 1))
-    fewer = conv.weight.dtype != torch.bfloat16 or _gains_in_bfloat16(upsample)
-    known = conv.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
-    return plain and fewer and known and _library.native_kernel("conv3x3", "CPU")
+    if not plain or not _known(weight) or not _library.native_kernel("conv3x3", "CPU"):
+        return False
+    # oneDNN would double the image in memory; its matrix unit gains more than that takes.
+    doubled = upsample and not torch.cpu._is_amx_tile_supported()
+    return weight.dtype != torch.bfloat16 or doubled or _no_match_in_bfloat16()
 
 
-def _gains_in_bfloat16(upsample: bool) -> bool:
-    """Whether our kernel is faster than oneDNN's products of bfloat16.
+def _known(weight: Tensor) -> bool:
+    return weight.dtype in (torch.float32, torch.bfloat16, torch.float16)
 
-    By the processor's matrix unit it is. By Winograd, with 4 products a pixel in float32 for 9,
-    it is slower than such a unit; elsewhere oneDNN's, twice as fast with AVX-512's bfloat16, take
-    no longer, but for an image doubled in memory first.
+
+def _no_match_in_bfloat16() -> bool:
+    """Whether our kernels are faster there than what PyTorch has.
+
+    By the processor's matrix unit they are, and in float32 where it has no products of bfloat16:
+    oneDNN takes as long without them as in float32, and PyTorch, where oneDNN refuses, ten times
+    that. With such products oneDNN takes half of it, as long as our 4 products a pixel for 9.
     """
-    if torch.cpu._is_amx_tile_supported():
-        return _library.has_matrix_unit()
-    return upsample or not torch.cpu._is_avx512_bf16_supported()
+    return _library.has_matrix_unit() or not torch.cpu._is_avx512_bf16_supported()

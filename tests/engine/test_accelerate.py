@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from fastdiff import NoiseSchedule, sample
-from fastdiff.engine import AcceleratedUNet, accelerate, blocks, planned
+from fastdiff.engine import AcceleratedUNet, accelerate, blocks, convolution, planned
 from fastdiff.engine.convolution import Own, Packed, Strided
 from fastdiff.models import UNet
 from fastdiff.ops import _library, pack_conv1x1, pack_conv3x3, use_reference
@@ -235,10 +235,23 @@ def test_which_convolutions_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None
     padded = nn.Sequential
     assert kinds(torch.float32, True, True, True) == (own, own, own, strided)
     assert kinds(torch.float16, True) == (own, own, own, strided)
-    assert kinds(torch.bfloat16, False) == (own, own, Packed, padded)
+    assert kinds(torch.bfloat16, False) == (own, own, own, strided)
     assert kinds(torch.bfloat16, True) == (Packed, own, Packed, padded)
     assert kinds(torch.bfloat16, True, True) == (Packed, Packed, Packed, padded)
     assert kinds(torch.bfloat16, True, True, True) == (own, own, own, strided)
+
+
+@torch.no_grad()
+def test_without_onednn_images_are_channels_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Kernels that follow take channels-last images alone."""
+    monkeypatch.setattr(convolution, "onednn_knows", lambda dtype: False)
+    for kernel in (1, 3):
+        conv = nn.Conv2d(6, 8, kernel, padding=kernel // 2).bfloat16()
+        x = torch.randn(2, 6, 5, 4).bfloat16()
+        with torch.backends.mkldnn.flags(enabled=False):
+            y = Packed(conv, upsample=False)(x)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        torch.testing.assert_close(y, conv(x))
 
 
 @pytest.mark.skipif(not NATIVE, reason="without the native library attention is torch's")
