@@ -22,7 +22,7 @@ FASTDIFF_INLINE Floats load(const BFloat16* from, int count = kLanes) {
 FASTDIFF_INLINE Floats load(const Float16* from, int count = kLanes) {
 #if FASTDIFF_LEVEL >= 3
   __m128i v{};
-  std::memcpy(&v, from, count == kLanes ? sizeof(v) : sizeof(Float16) * count);
+  copy_first<kLanes, Float16>(&v, from, count);
   return bit_cast<Floats>(_mm256_cvtph_ps(v));
 #else
   return fastdiff::load<kLanes>(from, count);
@@ -40,7 +40,7 @@ FASTDIFF_INLINE void store(BFloat16* to, const Floats& values, int count = kLane
 FASTDIFF_INLINE void store(Float16* to, const Floats& values, int count = kLanes) {
 #if FASTDIFF_LEVEL >= 3
   const __m128i v = _mm256_cvtps_ph(bit_cast<__m256>(values), _MM_FROUND_TO_NEAREST_INT);
-  std::memcpy(to, &v, count == kLanes ? sizeof(v) : sizeof(Float16) * count);
+  copy_first<kLanes, Float16>(to, &v, count);
 #else
   fastdiff::store<kLanes>(to, values, count);
 #endif

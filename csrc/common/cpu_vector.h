@@ -121,18 +121,29 @@ FASTDIFF_INLINE typename V::Half narrow(const typename V::F& v, Float16) {
   return __builtin_convertvector(half | (bits >> 16 & 0x8000u), typename V::Half);
 }
 
+// Copies `count` of a vector's `lanes` values. Of all of them it is one move: a copy of a size that
+// varies would go by pieces through memory, and a vector read from pieces waits for all of them.
+template <int lanes, class T>
+FASTDIFF_INLINE void copy_first(void* to, const void* from, int count) {
+  if (count == lanes) {
+    std::memcpy(to, from, sizeof(T) * lanes);
+  } else {
+    std::memcpy(to, from, sizeof(T) * count);
+  }
+}
+
 // `count` up to `lanes` values; the lanes beyond hold zero.
 template <int lanes = kLanes, class T>
 FASTDIFF_INLINE typename Vectors<lanes>::F load(const T* from, int count = lanes) {
   decltype(narrow<lanes>(typename Vectors<lanes>::F{}, T{})) v{};
-  std::memcpy(&v, from, count == lanes ? sizeof(v) : sizeof(T) * count);
+  copy_first<lanes, T>(&v, from, count);
   return widen<lanes>(v, T{});
 }
 
 template <int lanes = kLanes, class T>
 FASTDIFF_INLINE void store(T* to, const typename Vectors<lanes>::F& values, int count = lanes) {
   const auto v = narrow<lanes>(values, T{});
-  std::memcpy(to, &v, count == lanes ? sizeof(v) : sizeof(T) * count);
+  copy_first<lanes, T>(to, &v, count);
 }
 
 // exp(x) to about one unit in the last place; infinity above 88.4, and 2^-126 stands for less.
