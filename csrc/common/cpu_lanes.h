@@ -16,7 +16,13 @@ FASTDIFF_INLINE Floats load(const float* from, int count = kLanes) {
 }
 
 FASTDIFF_INLINE Floats load(const BFloat16* from, int count = kLanes) {
+#if FASTDIFF_LEVEL >= 3
+  __m128i v{};
+  copy_first<kLanes, BFloat16>(&v, from, count);
+  return bit_cast<Floats>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(v), 16));
+#else
   return fastdiff::load<kLanes>(from, count);
+#endif
 }
 
 FASTDIFF_INLINE Floats load(const Float16* from, int count = kLanes) {
@@ -34,7 +40,20 @@ FASTDIFF_INLINE void store(float* to, const Floats& values, int count = kLanes) 
 }
 
 FASTDIFF_INLINE void store(BFloat16* to, const Floats& values, int count = kLanes) {
+#if FASTDIFF_LEVEL >= 3
+  const __m256 floats = bit_cast<__m256>(values);
+  const __m256i bits = _mm256_castps_si256(floats);
+  const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
+  const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+  const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(floats, floats, _CMP_UNORD_Q));
+  const __m256i words = _mm256_blendv_epi8(rounded, _mm256_set1_epi32(0x7fc0), is_nan);
+  const __m128i v =
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+  copy_first<kLanes, BFloat16>(to, &v, count);
+#else
   fastdiff::store<kLanes>(to, values, count);
+#endif
 }
 
 FASTDIFF_INLINE void store(Float16* to, const Floats& values, int count = kLanes) {
@@ -53,14 +72,14 @@ FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
 template <class T>
 FASTDIFF_INLINE Floats power_of_parts(const Floats& shifted, const Floats& rounder,
                                       const Floats& r) {
+  const Floats square = r * r;  // by pairs: a chain of products would be what a call waits for
   Floats p;
   if constexpr (sizeof(T) == 4) {
-    p = 0x1.5bba14p-10f * r + 0x1.3cea88p-7f;
-    p = ((p * r + 0x1.c6b752p-5f) * r + 0x1.ebf9bcp-3f) * r + 0x1.62e42ap-1f;
+    p = (0x1.5bba14p-10f * r + 0x1.3cea88p-7f) * square + (0x1.c6b752p-5f * r + 0x1.ebf9bcp-3f);
+    p = p * square + (0x1.62e42ap-1f * r + 1.0f);
   } else {
-    p = (0x1.c2a216p-5f * r + 0x1.f00c4cp-3f) * r + 0x1.62f5fap-1f;
+    p = (0x1.c2a216p-5f * r + 0x1.f00c4cp-3f) * square + (0x1.62f5fap-1f * r + 1.0f);
   }
-  p = p * r + 1.0f;
   const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(rounder);
   return p * bit_cast<Floats>((exponent + 127) << 23);
 }
@@ -68,8 +87,21 @@ FASTDIFF_INLINE Floats power_of_parts(const Floats& shifted, const Floats& round
 // Adding it leaves an integer in the low bits.
 FASTDIFF_INLINE Floats rounder_to_integers() { return splat(0x1.8p23f); }
 
-// The larger of each two; b where one of them is NaN.
-FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) { return a > b ? a : b; }
+// The larger and the smaller of each two; b where one of them is NaN.
+FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) {
+#if FASTDIFF_LEVEL >= 3
+  return bit_cast<Floats>(_mm256_max_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+#else
+  return a > b ? a : b;
+#endif
+}
+FASTDIFF_INLINE Floats smaller(const Floats& a, const Floats& b) {
+#if FASTDIFF_LEVEL >= 3
+  return bit_cast<Floats>(_mm256_min_ps(bit_cast<__m256>(a), bit_cast<__m256>(b)));
+#else
+  return a < b ? a : b;
+#endif
+}
 
 // 2^x for x of at most 126, as exact as T can show; 2^-126 stands for less.
 template <class T>
@@ -83,8 +115,8 @@ FASTDIFF_INLINE Floats power_of_two(const Floats& x) {
 // 1 + 2^(-z log2 e).
 template <class T>
 FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
-  Floats x = z < -89.0f ? splat(-89.0f) : z;  // beyond, the exponent would leave its field
-  x = x > 87.0f ? splat(87.0f) : x;
+  // Beyond, the exponent would leave its field.
+  const Floats x = smaller(splat(87), larger(splat(-89), z));
   const Floats shifted = x * -0x1.715476p0f + rounder_to_integers();
   const Floats r = x * -0x1.715476p0f - (shifted - rounder_to_integers());
   return 1.0f + power_of_parts<T>(shifted, rounder_to_integers(), r);
@@ -93,6 +125,11 @@ FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
 // x / y as exact as T can show.
 template <class T>
 FASTDIFF_INLINE Floats divided(const Floats& x, const Floats& y) {
+#if FASTDIFF_LEVEL >= 3
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    return x * bit_cast<Floats>(_mm256_rcp_ps(bit_cast<__m256>(y)));
+  }
+#endif
   return x / y;
 }
 

@@ -74,9 +74,12 @@ FASTDIFF_INLINE __m512 power_of_parts(const __m512& shifted, const __m512& n, co
 // Adding it leaves 32nds in the low bits.
 FASTDIFF_INLINE __m512 rounder_to_32nds() { return _mm512_set1_ps(0x1.8p18f); }
 
-// The larger of each two; b where one of them is NaN.
+// The larger and the smaller of each two; b where one of them is NaN.
 FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) {
   return bit_cast<Floats>(_mm512_max_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
+}
+FASTDIFF_INLINE Floats smaller(const Floats& a, const Floats& b) {
+  return bit_cast<Floats>(_mm512_min_ps(bit_cast<__m512>(a), bit_cast<__m512>(b)));
 }
 
 // 2^x for x of at most 126, as exact as T can show; 2^-126 stands for less.

@@ -3,8 +3,6 @@
 
 #include "cpu_channels.h"
 
-FASTDIFF_INLINE Floats smaller(const Floats& a, const Floats& b) { return a < b ? a : b; }
-
 // The middle one of three; no lone outlier becomes a center.
 FASTDIFF_INLINE Floats median(const Floats& a, const Floats& b, const Floats& c) {
   return larger(smaller(a, b), smaller(larger(a, b), c));
@@ -126,10 +124,11 @@ void centers(const GroupNormSiluParams& p, std::int64_t sample, float* center) {
 // `sums` holds two rows of channels: of d = x - center, and of d * d.
 template <class T, bool summed>
 void sum_tile(const GroupNormSiluParams& p, const Tile& tile, const float* center, float* sums) {
+  constexpr int kSums = 4;             // vectors side by side whose sums the registers hold
   constexpr std::int64_t kChain = 16;  // pixels: longer sums round more
   const std::int64_t C = p.channels;
   const auto x = input<T, summed>(p) + tile.element;
-  by_channels<kWide / 2>(C, [&](std::int64_t c, auto width, int lanes) FASTDIFF_LAMBDA_INLINE {
+  by_channels<kSums>(C, [&](std::int64_t c, auto width, int lanes) FASTDIFF_LAMBDA_INLINE {
     Floats middle[width], d_sums[width] = {}, squares[width] = {};
     for (int k = 0; k < width; ++k) middle[k] = load(center + c + k * kLanes, lanes);
     for (std::int64_t first = 0; first < tile.pixels; first += kChain) {

@@ -258,7 +258,8 @@ def test_without_onednn_images_are_channels_last(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("level", "dtypes"),
     [
-        ("v3", set()),
+        ("baseline", set()),
+        ("v3", {torch.float32, torch.float16, torch.bfloat16}),
         ("v4", {torch.float32, torch.float16, torch.bfloat16}),
         ("v4_bf16", {torch.float32, torch.float16}),
         ("v4_amx", {torch.float32, torch.float16, torch.bfloat16}),

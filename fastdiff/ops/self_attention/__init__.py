@@ -46,14 +46,14 @@ def self_attention(qkv: Tensor, heads: int, *, by_tiles: bool | None = None) -> 
 def faster_than_sdpa(x: Tensor) -> bool:
     """Whether it is faster than torch's SDPA for tensors like x, as measured (NOTES.md).
 
-    Without AVX-512 it is not, and where a processor has no more than dot products of bfloat16
-    nobody has measured it against SDPA's.
+    Without AVX2 nobody has measured it, nor against SDPA's dot products of bfloat16 where a
+    processor has those and no matrix unit.
     """
     known = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
     if not x.is_cpu or not known or not _library.native_kernel("self_attention", "CPU"):
         return False
     level = _library.cpu_level()
-    return level in ("v4", "v4_amx") or (level == "v4_bf16" and x.dtype != torch.bfloat16)
+    return level in ("v3", "v4", "v4_amx") or (level == "v4_bf16" and x.dtype != torch.bfloat16)
 
 
 def _fake(qkv: Tensor, heads: int, by_tiles: bool) -> Tensor:
