@@ -117,9 +117,30 @@ def test_torch_cuda_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "driver too old" in finding("GPU").found
 
 
+@pytest.mark.parametrize(
+    ("gain", "found", "advice"),
+    [(2.34, "2.3 times as fast as float32", ""), (0.97, "no gain", "leave --dtype")],
+)
+def test_what_bfloat16_gains(
+    monkeypatch: pytest.MonkeyPatch, gain: float, found: str, advice: str
+) -> None:
+    monkeypatch.setattr(doctor, "bfloat16_gain", lambda: gain)
+    row = finding("bfloat16")
+    assert row.state == doctor.OK
+    assert row.found.startswith(found) and row.advice.startswith(advice)
+    assert bool(row.advice) == bool(advice)
+
+
+def test_the_gain_of_bfloat16_is_measured_and_draws_nothing() -> None:
+    state = torch.get_rng_state()
+    assert 0.01 < doctor.bfloat16_gain() < 100
+    assert torch.equal(torch.get_rng_state(), state)
+
+
 def test_no_rich_prints_plain_lines(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(doctor, "bfloat16_gain", lambda: 2.0)
     monkeypatch.setitem(sys.modules, "rich.table", None)
     doctor.main()
     assert capsys.readouterr().out.strip() == doctor.report().text()
