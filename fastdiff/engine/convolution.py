@@ -16,6 +16,7 @@ from fastdiff.ops import (
     pack_conv3x3,
     pack_strided_conv3x3,
 )
+from fastdiff.ops.onednn import onednn_knows
 
 
 def convolution(conv: nn.Conv2d, *, upsample: bool = False) -> nn.Module:
@@ -169,17 +170,6 @@ def packed_by_onednn(
         weight, padding, stride, [1, 1], 1, image
     )
     return packed
-
-
-def onednn_knows(dtype: torch.dtype) -> bool:
-    """Whether oneDNN convolves in it here."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    if dtype == torch.bfloat16:
-        return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-    if dtype == torch.float16:
-        return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
-    return dtype == torch.float32
 
 
 def _suits_own_products(weight: Tensor) -> bool:

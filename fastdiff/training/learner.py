@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastdiff.learned_schedule import LearnedSchedule
 from fastdiff.losses import training_losses
 from fastdiff.ops import total_norm
+from fastdiff.ops.onednn import onednn_knows
 from fastdiff.ranks import Ranks
 from fastdiff.schedules import NoiseSchedule
 from fastdiff.timestep_samplers import SAMPLERS
@@ -60,6 +62,7 @@ class Learner:
             )
         self.config, self.data, self._schedule = config, data, schedule
         self.device, self.ranks = device, ranks
+        self._in_bfloat16 = config.precision == "bf16" and _multiplies_bfloat16(device)
         self.no_class_label = no_class_label(config, data)
         torch.manual_seed(config.seed)
         self.model = build_unet(config, data, device)
@@ -173,8 +176,7 @@ class Learner:
         ).loss
 
     def _predict(self, x_t: Tensor, t: Tensor, class_labels: Tensor | None = None) -> Tensor:
-        on = self.config.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=on):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._in_bfloat16):
             out: Tensor = self._wrapped(x_t, t, class_labels)
         return out
 
@@ -189,3 +191,15 @@ class Learner:
         x, labels = self.data.batch(torch.zeros(size, dtype=torch.int64), self.device)
         t = torch.zeros(size, dtype=torch.int64, device=self.device)
         self._predict(x, t, labels).float().sum().backward()
+
+
+def _multiplies_bfloat16(device: torch.device) -> bool:
+    if device.type != "cpu" or onednn_knows(torch.bfloat16):
+        return True
+    warnings.warn(
+        "this processor has no instructions for bfloat16, and PyTorch takes some twenty times as "
+        "long to do without them as to compute in float32: precision bf16 trains in float32 here",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return False

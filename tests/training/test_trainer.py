@@ -13,7 +13,7 @@ import torch
 import fastdiff
 from fastdiff import UNet
 from fastdiff.ops import _library, philox_normal
-from fastdiff.training import TrainConfig, Trainer
+from fastdiff.training import TrainConfig, Trainer, learner
 from fastdiff.training.draws import TRAINING_STREAM, draw
 from fastdiff.training.ema import EMA
 from tests.training.runs import CPU, assert_same_state, run, started
@@ -245,7 +245,8 @@ def test_the_loss_draws_its_noise_in_the_kernel(config, tmp_path):
     assert _library.native_calls("q_sample", "CPU") == calls + 1
 
 
-def test_bf16_keeps_its_weights_in_float32(config, tmp_path):
+def test_bf16_keeps_its_weights_in_float32(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(learner, "onednn_knows", lambda dtype: True)
     dtypes = set()
     trainer = started(config, tmp_path / "run", precision="bf16")
     hook = trainer.learner.model.conv_out.register_forward_hook(
@@ -255,6 +256,15 @@ def test_bf16_keeps_its_weights_in_float32(config, tmp_path):
     hook.remove()
     assert dtypes == {torch.bfloat16}
     assert {weight.dtype for weight in trainer.learner.model.parameters()} == {torch.float32}
+
+
+def test_bf16_is_float32_where_the_processor_does_not_know_it(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(learner, "onednn_knows", lambda dtype: dtype != torch.bfloat16)
+    with pytest.warns(RuntimeWarning, match="bf16 trains in float32 here"):
+        run(started(config, tmp_path / "bf16", precision="bf16"))
+    run(started(config, tmp_path / "float32"))
+    losses = [[row["loss"] for row in log_of(tmp_path / name)] for name in ("bf16", "float32")]
+    assert len(losses[0]) > 0 and losses[0] == losses[1]
 
 
 def test_a_compiled_run_is_the_same_to_rounding(config, tmp_path):
