@@ -76,7 +76,8 @@ def cells_by_op(runs: list[dict[str, Any]]) -> dict[str, list[Cell]]:
 def machine(info: dict[str, Any]) -> str:
     if info["gpu"] is None:
         threads = f"{info['torch_threads']} thread{'s' if info['torch_threads'] > 1 else ''}"
-        return f"{info['cpu']['brand_raw']}, {threads}, torch {info['torch_version']}"
+        cpu = f"{info['cpu']['brand_raw']} with {info['cpu_capability']}"
+        return f"{cpu}, {threads}, torch {info['torch_version']}"
     bandwidth = info["copy_bytes_per_second"] / 1e12
     rate = info["bf16_matrix_operations_per_second"] / 1e12
     return (
