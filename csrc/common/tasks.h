@@ -4,6 +4,8 @@
 #include <torch/csrc/stable/ops.h>
 
 #include <algorithm>
+#include <atomic>
+#include <vector>
 
 #include "panels.h"
 
@@ -32,13 +34,22 @@ struct Tasks {
   Range panels_of(std::int64_t task) const { return panels.part(task % groups, groups); }
 };
 
-// f(rows, panels, space) of every task, on all threads.
+// f(rows, panels, space) of every task, on all threads. Each begins with a share of its own, the
+// same at every call, whose rows are in its cache; done with that it takes from the others': not
+// all cores are equally fast, nor this program's alone.
 template <class F>
 void in_parallel(const Tasks& tasks, const F& f) {
-  torch::stable::parallel_for(0, tasks.count(), 1, [&](std::int64_t begin, std::int64_t end) {
+  const Range all{0, tasks.count()};
+  const std::int64_t threads = std::min<std::int64_t>(all.size(), torch::stable::get_num_threads());
+  std::vector<std::atomic<std::int64_t>> taken(threads);  // of each share
+  torch::stable::parallel_for(0, threads, 1, [&](std::int64_t begin, std::int64_t) {
     static thread_local Workspace space;
-    for (std::int64_t task = begin; task < end; ++task) {
-      f(tasks.rows_of(task), tasks.panels_of(task), space);
+    for (std::int64_t i = 0; i < threads; ++i) {
+      const std::int64_t owner = (begin + i) % threads;
+      const Range share = all.part(owner, threads);
+      for (std::int64_t task; (task = share.first + taken[owner]++) < share.last;) {
+        f(tasks.rows_of(task), tasks.panels_of(task), space);
+      }
     }
   });
 }

@@ -25,8 +25,9 @@ namespace fastdiff {
 void conv1x1_cpu(const Conv1x1Params& p) {
   static const auto for_dtype = FASTDIFF_FOR_THIS_PROCESSOR(convolve_pixels_for);
   const Convolve convolve = for_dtype(p.dtype);
-  constexpr std::int64_t kMost = 64;  // pixels, beside a panel's weights in a second-level cache
-  const Tasks tasks(p.batch * p.height * p.width, kMost, p.out_channels,
+  constexpr std::int64_t kGathered = 64 * 1024;  // floats of V: half of a small second-level cache
+  const std::int64_t most = std::clamp<std::int64_t>(kGathered / p.channels, 16, 64);
+  const Tasks tasks(p.batch * p.height * p.width, most, p.out_channels,
                     torch::stable::get_num_threads());
   in_parallel(tasks, [&](const Range& pixels, const Range& panels, Workspace& space) {
     convolve(p, pixels, panels, space);
