@@ -151,7 +151,7 @@ def _check_bfloat16(part: str) -> Iterator[Finding]:
         yield Finding(part, OK, found)
     else:
         found = f"no gain on this CPU: {gain:.2f} times as fast as float32, a 3x3 convolution"
-        yield Finding(part, OK, found, "leave --dtype and --precision at float32")
+        yield Finding(part, OK, found, "on the CPU leave --dtype and --precision at float32")
 
 
 def bfloat16_gain() -> float:
@@ -223,7 +223,7 @@ _ADVICE = {
     "triton": "GPU steps run as plain PyTorch: pip install --force-reinstall 'triton>=3.6'",
     "native library": f"every op runs as plain PyTorch; {_REBUILD}",
     "native build": f"only the facts of the build are unknown; {_REBUILD}",
-    "bfloat16": "leave --dtype and --precision at float32",
+    "bfloat16": "on the CPU leave --dtype and --precision at float32",
     "ops": "no sampler runs without them; mend torch, or reinstall fastdiff",
 }
 

@@ -119,7 +119,7 @@ def test_torch_cuda_that_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("gain", "found", "advice"),
-    [(2.34, "2.3 times as fast as float32", ""), (0.97, "no gain", "leave --dtype")],
+    [(2.34, "2.3 times as fast as float32", ""), (0.97, "no gain", "on the CPU leave")],
 )
 def test_what_bfloat16_gains(
     monkeypatch: pytest.MonkeyPatch, gain: float, found: str, advice: str
