@@ -151,7 +151,7 @@ def _check_bfloat16(part: str) -> Iterator[Finding]:
         yield Finding(part, OK, found)
     else:
         found = f"no gain on this CPU: {gain:.2f} times as fast as float32, a 3x3 convolution"
-        yield Finding(part, OK, found, "on the CPU leave --dtype and --precision at float32")
+        yield Finding(part, OK, found, _ADVICE[part])
 
 
 def bfloat16_gain() -> float:
