@@ -68,7 +68,7 @@ def test_step(benchmark: Any, model: str, batch: int, dtype: torch.dtype) -> Non
         steps[name] = step
 
     calls = {name: lambda step=step: step(x) for name, step in steps.items()}
-    once = {name: medians({name: call}, rounds=1, warmup=0)[name] for name, call in calls.items()}
+    once = medians(calls, rounds=1, warmup=0)
     slow = {name: s for name, s in once.items() if s > HOPELESS * once["fastdiff"]}
     rivals = {name: call for name, call in calls.items() if name not in slow}
     warmup = 2 if batch < 64 else 1
