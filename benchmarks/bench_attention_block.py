@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.interleave import medians
-from benchmarks.replay import REPLAYS, replayed
+from benchmarks.replay import device_medians
 from fastdiff.ops import attention_block, attention_block_folded, fold_single_head
 from fastdiff.ops.attention_block import composite, reference
 from tests.judge import assert_close_by_law4
@@ -144,7 +144,5 @@ def test_gpu(benchmark: Any, batch: int, side: int, channels: int, heads_of: int
     if heads == 1:
         folded_block = folded(p)
         calls["folded"] = lambda: folded_block(x)
-    rivals = {name: replayed(call) for name, call in calls.items()}
-    seconds = {name: s / REPLAYS for name, s in medians(rivals, rounds=20).items()}
-    report(benchmark, seconds, tera_operations(batch, side**2, channels))
-    benchmark.pedantic(rivals["fastdiff"], rounds=5, warmup_rounds=1)
+    report(benchmark, device_medians(calls), tera_operations(batch, side**2, channels))
+    benchmark.pedantic(calls["fastdiff"], rounds=5, warmup_rounds=1)
