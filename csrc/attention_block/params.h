@@ -26,4 +26,14 @@ bool attention_block_takes(const AttentionBlockParams& params);
 // Returns the error's text, or null. `stream` is a cudaStream_t of the current device.
 const char* attention_block_cuda(const AttentionBlockParams& params, void* stream);
 
+// y = (x + h) * scale.
+struct ResidualSumParams {
+  const void *x, *h;
+  void* y;
+  float scale;
+  DType dtype;  // of all
+};
+
+void residual_sum_cpu(const ResidualSumParams& params, std::int64_t begin, std::int64_t end);
+
 }  // namespace fastdiff

@@ -10,9 +10,8 @@ from torch.nn import functional as F
 
 from fastdiff.engine.convolution import Cudnn, convolution, kept
 from fastdiff.models import blocks
-from fastdiff.ops import _library, attention_block
+from fastdiff.ops import attention_block
 from fastdiff.ops.attention_block.composite import attend_in_image
-from fastdiff.ops.self_attention import faster_than_sdpa
 
 
 class Normalisation(nn.Module):
@@ -121,16 +120,11 @@ class PackedAttention(nn.Module):
         self.qkv = convolution(pointwise(block.to_q, block.to_k, block.to_v))
         self.proj = convolution(pointwise(cast(nn.Linear, block.to_out[0])))
         self.heads, self.scale = block.heads, block.residual_scale
-        self.own = faster_than_sdpa(block.to_q.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, C, H, W] -> [N, C, H, W]."""
         qkv = self.qkv(x if self.norm is None else self.norm(x))
-        if self.own:
-            by_tiles = x.dtype == torch.bfloat16 and _library.has_matrix_unit()
-            mixed = torch.ops.fastdiff.self_attention.default(qkv, self.heads, by_tiles)
-        else:
-            mixed = attend_in_image(qkv, self.heads)
+        mixed = attend_in_image(qkv, self.heads)
         out: Tensor = self.proj(mixed, residual=x, scale=self.scale)
         return out
 

@@ -158,6 +158,7 @@ def native_calls(op: str, device: str) -> int:
     return int(count(f"{op}.{device.lower()}".encode()))
 
 
+@functools.cache
 def cpu_level() -> str:
     """The kind of x86-64 whose instructions the C++ kernels use, by its name in
     FASTDIFF_CPU_LEVEL, which may lower it: baseline, v3, v4, v4_bf16 or v4_amx."""

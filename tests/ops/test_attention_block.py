@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from fastdiff.ops import _library, attention_block
-from fastdiff.ops.attention_block import reference
+from fastdiff.ops.attention_block import fused, reference
 from fastdiff.ops.attention_block.fused import fused_takes
+from fastdiff.ops.self_attention import faster_than_sdpa
 from tests.judge import assert_close_by_law4
 
 from .attention_blocks import EPS, FORMATS, parameters, randn
@@ -24,18 +25,34 @@ OP = torch.ops.fastdiff.attention_block.default
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64]
 
 
+@pytest.fixture(params=[False, True], ids=["recorded", "inference"])
+def either_mode(request: pytest.FixtureRequest) -> Iterator[None]:
+    with torch.set_grad_enabled(not request.param):
+        yield
+
+
 @contextlib.contextmanager
-def composite_serves() -> Iterator[None]:
-    """Fails where the reference answered in the composite's place."""
-    before = _library.composite_calls("attention_block", "CPU")
+def native_parts_serve(x: Tensor, heads: int) -> Iterator[None]:
+    """Fails where the reference answered in the composite's place, or that in the one call's."""
+
+    def calls() -> tuple[int, int]:
+        composite = _library.composite_calls("attention_block", "CPU")
+        return composite, _library.native_calls("attention_block_fused", "CPU")
+
+    before = calls()
     yield
-    assert _library.composite_calls("attention_block", "CPU") == before + 1
+    assert calls() == (before[0] + 1, before[1] + (x.numel() > 0 and fused_takes(x, heads)))
+
+
+def native_norms() -> int:
+    ops = ("group_norm_silu", "attention_block_fused")
+    return sum(_library.native_calls(op, "CPU") for op in ops)
 
 
 def judge(
     x: Tensor, p: list[Any], groups: int = 4, heads: int = 1, residual_scale: float = 1.0
 ) -> Tensor:
-    with composite_serves():
+    with native_parts_serve(x, heads):
         y = attention_block(
             x, *p, groups=groups, group_norm_eps=EPS, heads=heads, residual_scale=residual_scale
         )
@@ -89,6 +106,7 @@ def test_it_is_diffusers_attention(heads: int, rescale: float) -> None:
         torch.testing.assert_close(y, theirs(x), rtol=1e-12, atol=1e-12)
 
 
+@pytest.mark.usefixtures("either_mode")
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
@@ -124,6 +142,7 @@ def test_by_law4(
     channels_last=st.booleans(),
     normed=st.booleans(),
     residual_scale=st.sampled_from([1.0, 0.5, -2.0]),
+    inference=st.booleans(),
     seed=st.integers(0, 1000),
 )
 def test_any_shape_by_law4(
@@ -136,6 +155,7 @@ def test_any_shape_by_law4(
     channels_last: bool,
     normed: bool,
     residual_scale: float,
+    inference: bool,
     seed: int,
 ) -> None:
     C = heads * head_dim
@@ -146,15 +166,18 @@ def test_any_shape_by_law4(
     p: list[Tensor | None] = [*parameters(C, dtype, seed)]
     for index, there in zip((0, 1, 3, 5), present, strict=True):
         p[index] = p[index] if there else None
-    judge(x, p, heads if normed else 0, heads, residual_scale)
+    with torch.set_grad_enabled(not inference):
+        judge(x, p, heads if normed else 0, heads, residual_scale)
 
 
+@pytest.mark.usefixtures("either_mode")
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_small_spread_about_a_large_offset(memory_format: torch.memory_format) -> None:
     x = (randn(2, 32, 6, 6) * 0.1 + 1e4).contiguous(memory_format=memory_format)
     judge(x, parameters(32), 8, 2)
 
 
+@pytest.mark.usefixtures("either_mode")
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_peaked_softmax(dtype: torch.dtype) -> None:
     """Scores of tens: rounded to a short dtype they would err ten times as much as allowed."""
@@ -163,6 +186,7 @@ def test_a_peaked_softmax(dtype: torch.dtype) -> None:
     judge(randn(2, 32, 8, 8, dtype=dtype), p, 8)
 
 
+@pytest.mark.usefixtures("either_mode")
 @pytest.mark.parametrize("memory_format", FORMATS)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("groups", [0, 4])
@@ -227,7 +251,7 @@ def test_nothing_is_copied_for_channels_last() -> None:
     with torch.profiler.profile() as profile, torch.no_grad():
         attention_block(x, *p, groups=8, group_norm_eps=EPS, heads=2)
     names = {event.key for event in profile.key_averages()}
-    assert "fastdiff::group_norm_silu" in names
+    assert names & {"fastdiff::attention_block_fused", "fastdiff::group_norm_silu"}
     assert "aten::clone" not in names
 
 
@@ -283,9 +307,9 @@ def test_gradients_by_law4(
         return attention_block(x, *p[:6], **given)
 
     for index in range(len(inputs)):
-        before = _library.native_calls("group_norm_silu", "CPU")
+        before = native_norms()
         actual = gradient(public if recorded else OP, index, *inputs)
-        normed = _library.native_calls("group_norm_silu", "CPU") - before
+        normed = native_norms() - before
         assert normed == (0 if _library.native_path() is None else 1 if recorded else 2)
         if index == 4:  # the part of the keys' bias is rounding alone: softmax does not see it
             kept = torch.arange(96).div(32, rounding_mode="floor") != 1
@@ -341,9 +365,22 @@ def test_compiles_whole() -> None:
         return attention_block(x * 2, *p, groups=4, group_norm_eps=EPS, heads=2) + 1
 
     compiled = torch.compile(block, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=0)
+    with torch.no_grad():
+        torch.testing.assert_close(compiled(x), block(x), rtol=0, atol=0)
+    torch.testing.assert_close(compiled(x), block(x))  # not to the bit: one of them is recorded
     (expected,) = torch.autograd.grad(block(x).sum(), x)
     torch.testing.assert_close(torch.autograd.grad(compiled(x).sum(), x)[0], expected)
+
+
+@torch.no_grad()
+def test_autocast_changes_nothing_in_inference() -> None:
+    p = parameters(16)
+    for dtype in (torch.float32, torch.bfloat16):
+        x = randn(2, 16, 3, 3, dtype=dtype).to(memory_format=torch.channels_last)
+        outside = judge(x, [t.to(dtype) for t in p])
+        for autocast_to in (torch.bfloat16, torch.float16):
+            with torch.autocast("cpu", autocast_to):
+                assert torch.equal(judge(x, [t.to(dtype) for t in p]), outside)
 
 
 def test_autocast_computes_in_the_dtype_of_x() -> None:
@@ -357,7 +394,8 @@ def test_autocast_computes_in_the_dtype_of_x() -> None:
                 results += [y, torch.autograd.grad(y.square().sum(), x)[0]]
         assert results[0].dtype == dtype
         for outside, within in zip(results[:2], results[2:], strict=True):
-            assert torch.equal(outside, within)
+            allowed = 64 * torch.finfo(dtype).eps * outside.abs().max()  # one of them is recorded
+            assert (outside - within).abs().max() <= allowed
 
 
 def test_parameters_of_another_dtype_get_gradients_of_their_own() -> None:
@@ -370,24 +408,52 @@ def test_parameters_of_another_dtype_get_gradients_of_their_own() -> None:
 
 @pytest.mark.parametrize("memory_format", FORMATS)
 def test_inference_goes_past_the_dispatcher_to_the_same(memory_format: torch.memory_format) -> None:
-    x = randn(2, 16, 3, 5).contiguous(memory_format=memory_format)
-    expected = judge(x, parameters(16), heads=2)
+    x, p = randn(2, 16, 3, 5).contiguous(memory_format=memory_format), parameters(16)
     for mode in (torch.no_grad, torch.inference_mode):
         with mode():
-            assert torch.equal(judge(x, parameters(16), heads=2), expected)
+            assert torch.equal(judge(x, p, heads=2), OP(x, *p, 4, EPS, 2, 1.0))
 
 
-def test_the_fused_kernel_is_for_cuda() -> None:
-    x = randn(1, 64, 8, 8, dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+@pytest.mark.usefixtures("either_mode")
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("memory_format", FORMATS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_short_dtypes_that_onednn_knows_or_refuses(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, memory_format: torch.memory_format,
+    known: bool,
+) -> None:  # fmt: skip
+    monkeypatch.setattr(fused, "onednn_knows", lambda dtype: known)
+    x = randn(3, 64, 7, 6, dtype=dtype).contiguous(memory_format=memory_format)
+    with torch.profiler.profile() as profile:
+        judge(x, parameters(64, dtype), 8, 2, 0.7)
+    norms = [e for e in profile.events() if e.name == "fastdiff::group_norm_silu"]
+    assert known or len(norms) == 1  # by the composite, of x in float32
+
+
+def test_one_native_call_serves_inference_on_channels_last() -> None:
+    x = randn(1, 64, 8, 8).to(memory_format=torch.channels_last)
     assert not fused_takes(x, heads=1)
+    with torch.no_grad():
+        assert fused_takes(x, heads=1) == faster_than_sdpa(x, of_head=x.numel())
+        assert not fused_takes(x.contiguous(), heads=1)
+        assert not fused_takes(x.double(), heads=1)
+        with _library.use_reference("group_norm_silu"):
+            assert not fused_takes(x, heads=1)
     assert not _library.native_kernel("attention_block", "CPU")
     assert _library.composite_kernel("attention_block")
 
 
-@pytest.mark.skipif(
-    not torch._C._dispatch_has_kernel("fastdiff::attention_block_fused"),
-    reason="the native library was built without CUDA",
-)
+@pytest.mark.skipif(_library.native_path() is None, reason="the native library is not built")
+def test_the_native_call_refuses_what_does_not_fit() -> None:
+    x = randn(1, 16, 4, 4).to(memory_format=torch.channels_last)
+    p = parameters(16)
+    folded = [*p[:2], p[2][:16], p[3][:16], *p[4:]]
+    for weights, groups, heads in ((folded, 4, 1), (p, 3, 1), (p, 4, 3)):
+        with torch.no_grad(), pytest.raises(RuntimeError, match="do not fit 16 channels"):
+            torch.ops.fastdiff.attention_block_fused(x, *weights, groups, EPS, heads, 1.0)
+
+
+@pytest.mark.skipif(_library.native_path() is None, reason="the native library is not built")
 def test_the_fused_kernel_refuses_a_gradient() -> None:
     x, *p = (t.to("meta", torch.bfloat16) for t in (torch.zeros(1, 64, 8, 8), *parameters(64)))
     x = x.contiguous(memory_format=torch.channels_last)

@@ -74,8 +74,9 @@ def attention_block(
 def _fused_or_composite(x: Tensor, *args: Any) -> Tensor:
     heads = args[8]
     if fused_takes(x, heads):
-        out: Tensor = torch.ops.fastdiff.attention_block_fused(x, *args)
-        return out
+        with composite.no_autocast(x):
+            out: Tensor = torch.ops.fastdiff.attention_block_fused(x, *args)
+            return out
     return composite.attention_block(x, *args)
 
 

@@ -1,4 +1,5 @@
-"""The attention block composed of the fastest parts there are: fused norm, library products, SDPA.
+"""The attention block composed of the fastest parts there are: fused norm, library products, and
+`self_attention` or SDPA.
 
 Between channels-last input and output nothing is copied or transposed.
 """
@@ -6,6 +7,7 @@ Between channels-last input and output nothing is copied or transposed.
 from __future__ import annotations
 
 import contextlib
+import math
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,8 @@ from torch import Tensor
 
 from ..group_norm_silu import group_norm_silu
 from ..group_norm_silu.reference import memory_format
+from ..self_attention import faster_than_sdpa, self_attention
+from .fused import products_are_fast
 
 
 def attention_block(
@@ -29,11 +33,19 @@ def attention_block(
     residual_scale: float,
 ) -> Tensor:
     """As the reference, of differentiable calls."""
+    dtype = x.dtype
+    if not products_are_fast(x):
+        x, qkv_weight, proj_weight = in_float32(x), qkv_weight.float(), proj_weight.float()
+        qkv_bias, proj_bias = (None if b is None else b.float() for b in (qkv_bias, proj_bias))
     with no_autocast(x):
         tokens = normed_tokens(x, groups, norm_weight, norm_bias, group_norm_eps)
-        q, k, v = _qkv(tokens, qkv_weight, qkv_bias)
-        mixed = attend(q, k, v, heads)
-        return add_projection(x, mixed, proj_weight, proj_bias, residual_scale)
+        mixed = _mixed(tokens, qkv_weight, qkv_bias, heads)
+        return add_projection(x, mixed, proj_weight, proj_bias, residual_scale).to(dtype)
+
+
+def in_float32(x: Tensor) -> Tensor:
+    """x in the memory format that the output has."""
+    return x.to(torch.float32, memory_format=memory_format(x))
 
 
 def no_autocast(x: Tensor) -> contextlib.AbstractContextManager[None]:
@@ -60,6 +72,14 @@ def attend(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
 
 def attend_in_image(qkv: Tensor, heads: int) -> Tensor:
     """The same among the pixels of qkv [N, 3C, H, W], to [N, C, H, W]; channels-last."""
+    of_head = math.prod(qkv.shape[1:]) // (3 * heads)
+    if faster_than_sdpa(qkv, of_head) and not qkv.requires_grad:
+        return self_attention(qkv, heads)
+    return sdpa_in_image(qkv, heads)
+
+
+def sdpa_in_image(qkv: Tensor, heads: int) -> Tensor:
+    """The same by torch's own."""
     N, channels, H, W = qkv.shape
     q, k, v = (part.flatten(2).transpose(1, 2) for part in qkv.chunk(3, dim=1))
     return attend(q, k, v, heads).transpose(1, 2).view(N, channels // 3, H, W)
@@ -83,10 +103,14 @@ def add_projection(
     return rows.view(pixels).movedim(-1, 1)
 
 
-def _qkv(tokens: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, ...]:
-    """q, k and v [N, T, C] by one product, or by three where SDPA repays whole rows."""
-    rows = tokens.shape[0] * tokens.shape[1]
-    if tokens.is_cpu and tokens.element_size() == 2 and rows > 512:  # measured: NOTES.md
+def _mixed(tokens: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Tensor:
+    """attend() of q, k and v, one product of tokens [N, T, C] or three where SDPA repays them."""
+    N, T, C = tokens.shape
+    recorded = torch.is_grad_enabled() and (tokens.requires_grad or weight.requires_grad)
+    three = tokens.is_cpu and tokens.element_size() == 2 and N * T > 512  # measured: NOTES.md
+    if three and (recorded or not faster_than_sdpa(tokens, T * C // heads)):
         biases = (None,) * 3 if bias is None else bias.chunk(3)
-        return tuple(F.linear(tokens, *part) for part in zip(weight.chunk(3), biases, strict=True))
-    return F.linear(tokens, weight, bias).chunk(3, dim=2)
+        q, k, v = map(F.linear, (tokens,) * 3, weight.chunk(3), biases)
+        return attend(q, k, v, heads)
+    image = F.linear(tokens, weight, bias).transpose(1, 2).unsqueeze(3)
+    return attend_in_image(image, heads).flatten(2).transpose(1, 2)

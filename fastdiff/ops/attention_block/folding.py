@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .checks import check_parameters, check_x
-from .composite import add_projection, attend, no_autocast, normed_tokens
+from .composite import add_projection, attend, in_float32, no_autocast, normed_tokens
+from .fused import products_are_fast
 
 
 class FoldedHead(NamedTuple):
@@ -83,9 +84,13 @@ def attention_block_folded(
         "out_weight": (folded.out_weight, (C, C)), "out_bias": (folded.out_bias, (C,)),
     }  # fmt: skip
     check_parameters(expected, "x", x)
-    folded = FoldedHead(*(p.to(x.dtype) for p in folded))
+    dtype = x.dtype
+    folded = FoldedHead(*(p.to(dtype) for p in folded))
+    if not products_are_fast(x):
+        x, folded = in_float32(x), FoldedHead(*(p.float() for p in folded))
     with no_autocast(x):
         n = normed_tokens(x, groups, norm_weight, norm_bias, group_norm_eps)
         q = F.linear(n, folded.score_weight, folded.score_bias)
         mixed = attend(q, n, n, heads=1)
-        return add_projection(x, mixed, folded.out_weight, folded.out_bias, residual_scale)
+        y = add_projection(x, mixed, folded.out_weight, folded.out_bias, residual_scale)
+        return y.to(dtype)

@@ -1,4 +1,4 @@
-"""Where the attention block runs as one CUDA kernel."""
+"""Where the attention block is one call of the native library."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from .. import _library
+from ..onednn import onednn_knows
+from ..self_attention import faster_than_sdpa
 
 # (tokens, channels, heads): the batches from which and up to which one kernel was as fast as the
 # composite or faster on an H200 (NOTES.md).
@@ -29,15 +31,25 @@ MEASURED_FASTER = {
 
 def fused_takes(x: Tensor, heads: int) -> bool:
     """Whether `fastdiff::attention_block_fused` is there, and faster for x [N, C, *spatial]."""
-    if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16) or x.dim() != 4:
+    if x.dim() != 4 or not x.is_contiguous(memory_format=torch.channels_last):
+        return False
+    if x.is_cpu:
+        of_head = math.prod(x.shape[1:]) // heads
+        known = faster_than_sdpa(x, of_head) and products_are_fast(x)
+        return known and not torch.is_grad_enabled() and not _library.reference_asked()
+    if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16):
         return False
     least, most = MEASURED_FASTER.get((math.prod(x.shape[2:]), x.shape[1], heads), (1, 0))
     return (
         least <= len(x) <= most
-        and x.is_contiguous(memory_format=torch.channels_last)
         and _library.native_kernel("attention_block_fused", "CUDA")
         and _is_hopper(x.device)
     )
+
+
+def products_are_fast(x: Tensor) -> bool:
+    """Not of a short dtype that oneDNN refuses: PyTorch's own products are ten times as slow."""
+    return not x.is_cpu or x.element_size() > 2 or onednn_knows(x.dtype)
 
 
 def _fake(x: Tensor, *_: object) -> Tensor:

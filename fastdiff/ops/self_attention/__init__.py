@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import functools
+import sys
+
 import torch
 from torch import Tensor
 
@@ -9,6 +12,14 @@ from .. import _library
 from . import reference
 
 __all__ = ["faster_than_sdpa", "self_attention"]
+
+# By the processor's kind, the most values of a head's keys for which it was as fast or faster.
+_ANY = sys.maxsize
+_FAST_UP_TO = {
+    torch.float32: {"v3": 2**17, "v4": _ANY, "v4_bf16": _ANY, "v4_amx": _ANY},
+    torch.float16: {"v3": _ANY, "v4": _ANY, "v4_bf16": _ANY, "v4_amx": _ANY},
+    torch.bfloat16: {"v3": _ANY, "v4": _ANY, "v4_amx": _ANY},
+}
 
 
 def self_attention(qkv: Tensor, heads: int, *, by_tiles: bool | None = None) -> Tensor:
@@ -43,17 +54,20 @@ def self_attention(qkv: Tensor, heads: int, *, by_tiles: bool | None = None) -> 
     return out
 
 
-def faster_than_sdpa(x: Tensor) -> bool:
+def faster_than_sdpa(x: Tensor, of_head: int) -> bool:
     """Whether it is faster than torch's SDPA for tensors like x, as measured (NOTES.md).
 
-    Without AVX2 nobody has measured it, nor against SDPA's dot products of bfloat16 where a
-    processor has those and no matrix unit.
+    `of_head` counts the values of a head's keys. Without AVX2 nobody has measured it, nor against
+    SDPA's dot products of bfloat16 where a processor has those and no matrix unit.
     """
-    known = x.dtype in (torch.float32, torch.float16, torch.bfloat16)
-    if not x.is_cpu or not known or not _library.native_kernel("self_attention", "CPU"):
+    if not x.is_cpu or x.dtype not in _FAST_UP_TO or not _is_native():
         return False
-    level = _library.cpu_level()
-    return level in ("v3", "v4", "v4_amx") or (level == "v4_bf16" and x.dtype != torch.bfloat16)
+    return of_head <= _FAST_UP_TO[x.dtype].get(_library.cpu_level(), -1)
+
+
+@functools.cache
+def _is_native() -> bool:
+    return _library.native_kernel("self_attention", "CPU")
 
 
 def _fake(qkv: Tensor, heads: int, by_tiles: bool) -> Tensor:

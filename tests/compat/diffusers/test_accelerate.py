@@ -128,7 +128,7 @@ def test_it_runs_on_the_ops(build: Any, attends: bool) -> None:
     assert norms == 2 * blocks["ResnetBlock2D"] + blocks["Transformer2DModel"] + 1 + attentions
     # Of q, k and v together and the projection, beside the residual blocks' shortcuts.
     assert products - blocks["ResnetBlock2D"] < 2 * attentions <= products
-    assert mixed == (attentions if faster_than_sdpa(torch.empty(0)) else 0)
+    assert mixed == (attentions if faster_than_sdpa(torch.empty(0), of_head=0) else 0)
 
 
 @pytest.mark.parametrize("build", [unet, conditioned])
