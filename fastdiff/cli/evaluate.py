@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,10 @@ METRICS = ("bits", "distances")
 @click.option("--metric", "metrics", type=click.Choice(METRICS), multiple=True, default=METRICS)
 @click.option("--num", type=click.IntRange(2), default=1000, help="Images of each set at most.")
 @click.option("--skip", type=click.IntRange(0), default=0, help="First images of DATA left out.")
+@click.option(
+    "--image-size", type=click.IntRange(0), default=0,
+    help="Scale and crop DATA and samples as fastdiff train does; 0 takes them as they are.",
+)  # fmt: skip
 @click.option("--timesteps", type=click.IntRange(3), help="Of the bound, an image.  [default: all]")
 @click.option("--steps", type=click.IntRange(1), default=50, help="DDIM steps of samples drawn.")
 @click.option("--features", default="inception", help="Or the folder of a model, or 'bundled'.")
@@ -48,6 +53,7 @@ def evaluate(
     metrics: tuple[str, ...],
     num: int,
     skip: int,
+    image_size: int,
     timesteps: int | None,
     steps: int,
     features: str,
@@ -84,17 +90,22 @@ def evaluate(
     chosen = resolve_device(device)
     # What is missing is told before any work.
     net = _net(features, inception_weights, chosen) if "distances" in metrics else None
-    real = load_images(data)
+    real = load_images(data, image_size=image_size)
     if skip + 2 > len(real):
         raise click.UsageError(f"--skip {skip} leaves none of {len(real)} images to speak of")
     real = real.part(skip, skip + num)
     pretrained = None if model is None else checkpoints.load(model).to(chosen)
+    if pretrained is not None and tuple(real.images.shape[1:]) != pretrained.sample_shape:
+        raise click.UsageError(
+            f"{data} holds images of {_size(real.images.shape[1:])} and {model} draws "
+            f"{_size(pretrained.sample_shape)}; --image-size scales and crops"
+        )
     bits = comparison = drawn = None
     if pretrained is not None and "bits" in metrics:
         bits = _bits(pretrained, real, timesteps, seed, batch_size)
     if net is not None:
         if samples is not None:
-            drawn = load_images(samples).images[:num]
+            drawn = load_images(samples, image_size=image_size).images[:num]
         elif pretrained is not None:
             drawn = _draw(pretrained, real, steps, seed, batch_size)
         comparison = _compare(drawn, real, net)
@@ -106,6 +117,10 @@ def evaluate(
     if out is not None:
         _report(out, figures, told, real, drawn, bits, comparison)
         click.echo(f"report: {out}")
+
+
+def _size(shape: Sequence[int]) -> str:
+    return " x ".join(map(str, shape))
 
 
 def _net(features: str, weights: Path | None, device: torch.device) -> FeatureNet:

@@ -35,6 +35,9 @@ class TrainConfig:
     data: str = field(metadata={"section": ""})
 
     hold_out: int = _setting(0, "Data", "Images at the end kept for validation.", least=0)
+    image_size: int = _setting(
+        0, "Data", "Scale and crop images to this square; 0 takes them as they are.", least=0
+    )
     class_conditional: bool = _setting(True, "Data", "Learn the labels of the data.")
     label_dropout: float = _setting(
         0.0, "Data", "Share of labels hidden, for guidance without a classifier.", least=0

@@ -47,7 +47,9 @@ class ImageData:
         return images.div_(127.5).sub_(1), labels
 
 
-def load_images(path: str | Path, tell: Tell = lambda done, total: None) -> ImageData:
+def load_images(
+    path: str | Path, tell: Tell = lambda done, total: None, *, image_size: int = 0
+) -> ImageData:
     """Read a data set into memory, once.
 
     Args:
@@ -58,6 +60,8 @@ def load_images(path: str | Path, tell: Tell = lambda done, total: None) -> Imag
             zip of pictures, a folder a class where there are folders. Classes of pictures come
             mixed evenly, so that the images at the end are of all of them.
         tell: called as pictures are decoded, with how many are and how many there are.
+        image_size: scale and crop all to the middle square of so many pixels a side, by bicubic
+            interpolation that averages where it shrinks; 0 takes images of one size as they are.
 
     Raises:
         ValueError: when there is no such file, it does not hold images of one size, or they take
@@ -71,14 +75,14 @@ def load_images(path: str | Path, tell: Tell = lambda done, total: None) -> Imag
     if path.is_dir():
         idx_files = sorted(path.glob("*images*idx3*"))
         if idx_files:
-            return image_data(*arrays.read_idx_pair(idx_files[0]), path)
-        return image_data(*pictures.read_folder(path, tell), path)
+            return image_data(*arrays.read_idx_pair(idx_files[0]), path, image_size)
+        return image_data(*pictures.read_folder(path, tell, image_size), path)
     if path.suffix == ".npz":
-        return image_data(*arrays.read_npz(path), path)
+        return image_data(*arrays.read_npz(path), path, image_size)
     if path.suffix == ".zip":
-        return image_data(*pictures.read_zip(path, tell), path)
+        return image_data(*pictures.read_zip(path, tell, image_size), path)
     if "idx3" in path.name:
-        return image_data(*arrays.read_idx_pair(path), path)
+        return image_data(*arrays.read_idx_pair(path), path, image_size)
     raise ValueError(f"{path.name} is no idx file, npz file, zip or folder of pictures")
 
 
@@ -97,8 +101,10 @@ def image_data(
     labels: npt.NDArray[np.integer] | None,
     class_names: tuple[str, ...] | None,
     source: Path,
+    image_size: int = 0,
 ) -> ImageData:
-    """Of arrays [N, H, W] or [N, H, W, C], which are not copied; ValueError for others."""
+    """Of arrays [N, H, W] or [N, H, W, C], not copied unless they are to have another size;
+    ValueError for others."""
     if images.ndim == 3:
         images = images[..., None]
     if images.dtype != np.uint8 or images.ndim != 4 or not images.size:
@@ -116,6 +122,10 @@ def image_data(
             raise ValueError(f"{source.name} has {len(images)} images and {labels.shape} labels")
         if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
             raise ValueError(f"{source.name} has labels that are no whole numbers from 0 on")
+    if image_size and images.shape[1:3] != (image_size, image_size):
+        from fastdiff.training.pictures import fitted
+
+        images = fitted(images, image_size)
     return ImageData(
         torch.from_numpy(images).permute(0, 3, 1, 2),
         None if labels is None else torch.from_numpy(labels.astype(np.int64)),

@@ -71,7 +71,11 @@ class Trainer:
         self.ranks = ranks
         self.say: Say = say if ranks.first else lambda sentence: None
         self.step, self.skipped, self._skipped_in_a_row = 0, 0, 0
-        data = load_images(config.data, tell if ranks.first else lambda done, total: None)
+        data = load_images(
+            config.data,
+            tell if ranks.first else lambda done, total: None,
+            image_size=config.image_size,
+        )
         if config.hold_out >= len(data):
             raise ValueError(f"hold_out {config.hold_out} leaves none of {len(data)} images")
         if not config.class_conditional:

@@ -40,6 +40,13 @@ def assert_whole(page: str) -> None:
     assert "@import" not in page and "url(" not in page
 
 
+def test_data_of_another_size_is_refused(fastdiff: Any, tiny_model: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "large.npz", images=np.zeros((4, 12, 12), np.uint8))
+    outcome = fastdiff("evaluate", tiny_model, "--data", tmp_path / "large.npz", "--metric", "bits")
+    assert outcome.status == 2 and "images of 1 x 12 x 12" in outcome.err
+    assert "--image-size" in outcome.err
+
+
 def test_everything_of_a_model(fastdiff: Any, tiny_model: Path, data: Path, tmp_path: Path) -> None:
     report, figures = tmp_path / "report.html", tmp_path / "figures.json"
     outcome = fastdiff(

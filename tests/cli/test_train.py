@@ -39,6 +39,22 @@ def test_a_trained_model_draws(fastdiff, data, tmp_path):
     assert drawn.status == 0, drawn.err
 
 
+def test_photographs_of_any_size_train_a_square_model(fastdiff, tmp_path):
+    (tmp_path / "photographs").mkdir()
+    for i, size in enumerate([(20, 31), (9, 9), (40, 16), (16, 12)]):
+        Image.new("RGB", size, (40 * i, 90, 20)).save(tmp_path / "photographs" / f"{i}.jpg")
+    pictures, run = tmp_path / "photographs", tmp_path / "run"
+    refused = fastdiff("train", pictures, "--out", run, "--steps", 2, *SMALL)
+    assert refused.status == 2 and "--image-size" in refused.err
+    trained = fastdiff("train", pictures, "--image-size", 8, "--out", run, "--steps", 2, *SMALL)
+    assert trained.status == 0, trained.err
+    measured = fastdiff(
+        "evaluate", run / "model", "--data", pictures, "--image-size", 8, "--metric", "bits",
+        "--timesteps", 5,
+    )  # fmt: skip
+    assert measured.status == 0 and "4 images" in measured.out, measured.err
+
+
 def test_resume_goes_on_to_the_new_step(fastdiff, data, tmp_path):
     run = tmp_path / "run"
     assert fastdiff("train", data, "--out", run, "--steps", 2, *SMALL).status == 0

@@ -131,6 +131,58 @@ def test_pictures_of_two_sizes_are_named(tmp_path):
         load_images(tmp_path)
 
 
+@pytest.mark.parametrize("kind", ["folder", "zip"])
+def test_pictures_of_any_size_fit_into_a_square(tmp_path, kind):
+    source = tmp_path / "pictures"
+    source.mkdir()
+    halves = np.zeros((40, 100, 3), np.uint8)
+    halves[:, 50:] = 200
+    Image.fromarray(halves).save(source / "wide.png")
+    Image.fromarray(halves.transpose(1, 0, 2)).save(source / "tall.png")
+    Image.new("L", (5, 5), 7).save(source / "small.png")
+    if kind == "zip":
+        source = zipped(source, tmp_path / "pictures.zip")
+    found = load_images(source, image_size=20).images
+    images = dict(zip(("small", "tall", "wide"), found, strict=True))
+    assert all(image.shape == (3, 20, 20) for image in images.values())
+    assert (images["small"] == 7).all()
+    assert torch.equal(images["tall"], images["wide"].transpose(1, 2))
+    # The middle 40 x 40 of 100 x 40, two pixels to one: dark to the left, bright to the right.
+    assert (images["wide"][..., :8] == 0).all() and (images["wide"][..., 12:] == 200).all()
+
+
+def test_shrinking_averages(tmp_path):
+    chess = (np.indices((64, 64)).sum(0) % 2 * 255).astype(np.uint8)
+    Image.fromarray(chess).save(tmp_path / "chess.png")
+    images = load_images(tmp_path, image_size=8).images
+    assert (images.int() - 127).abs().max() <= 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_arrays_fit_into_a_square_as_pictures_do(tmp_path, channels):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 12, 9, channels), dtype=np.uint8)
+    np.savez(tmp_path / "a.npz", images=noise, labels=np.array([1, 0]))
+    data = load_images(tmp_path / "a.npz", image_size=6)
+    (tmp_path / "pictures").mkdir()
+    for i, image in enumerate(noise):
+        Image.fromarray(image.squeeze()).save(tmp_path / "pictures" / f"{i}.png")
+    assert torch.equal(data.images, load_images(tmp_path / "pictures", image_size=6).images)
+    assert data.labels.tolist() == [1, 0]
+    same = load_images(tmp_path / "pictures", image_size=0).images
+    np.testing.assert_array_equal(same.permute(0, 2, 3, 1), noise)
+
+
+def test_pictures_are_turned_upright(tmp_path):
+    upright = np.arange(12, dtype=np.uint8).reshape(4, 3) * 20
+    exif = Image.Exif()
+    for turned, orientation in ((np.rot90(upright), 6), (upright[::-1, ::-1], 3)):
+        exif[0x0112] = orientation
+        path = tmp_path / f"{orientation}.png"
+        Image.fromarray(np.ascontiguousarray(turned)).save(path, exif=exif)
+    images = load_images(tmp_path).images
+    np.testing.assert_array_equal(images[:, 0], [upright, upright])
+
+
 def half_a_jpeg(path):
     noise = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
     Image.fromarray(noise).save(path)
