@@ -67,11 +67,32 @@ FASTDIFF_INLINE void store(Float16* to, const Floats& values, int count = kLanes
 
 FASTDIFF_INLINE Floats splat(float value) { return Floats{} + value; }
 
-// 2^(n + r), as exact as T can show: an integer n in the low bits of `shifted`, and a rest of at
-// most 1/2 for a polynomial.
+// 2^(n + r), as exact as T can show: n in the low bits of `shifted`, and a rest r for a polynomial.
+#if FASTDIFF_LEVEL >= 3
+// 2^(i / 8), less i eighths in its exponent: an integer sum with n in eighths is then 2^n.
+alignas(32) constexpr std::int32_t kRoots[8] = {0x3f800000, 0x3f7b95c2, 0x3f7837f0, 0x3f75fed7,
+                                                0x3f7504f3, 0x3f75672a, 0x3f7744fd, 0x3f7ac0c7};
+
 template <class T>
-FASTDIFF_INLINE Floats power_of_parts(const Floats& shifted, const Floats& rounder,
-                                      const Floats& r) {
+FASTDIFF_INLINE Floats power_of_parts(const Floats& shifted, const Floats& r) {
+  const __m256i eighths = bit_cast<__m256i>(shifted);
+  const __m256i roots = _mm256_load_si256(reinterpret_cast<const __m256i*>(kRoots));
+  const __m256i root = _mm256_permutevar8x32_epi32(roots, eighths);
+  const __m256i power = _mm256_add_epi32(root, _mm256_slli_epi32(eighths, 20));
+  Floats p;
+  if constexpr (sizeof(T) == 4) {
+    p = (0x1.c6cp-5f * r + 0x1.ec0c32p-3f) * (r * r) + (0x1.62e43p-1f * r + 1.0f);
+  } else {
+    p = (0x1.ec0e96p-3f * r + 0x1.62f97cp-1f) * r + 1.0f;
+  }
+  return p * bit_cast<Floats>(power);
+}
+
+// Adding it leaves eighths in the low bits.
+FASTDIFF_INLINE Floats rounder() { return splat(0x1.8p20f); }
+#else
+template <class T>
+FASTDIFF_INLINE Floats power_of_parts(const Floats& shifted, const Floats& r) {
   const Floats square = r * r;  // by pairs: a chain of products would be what a call waits for
   Floats p;
   if constexpr (sizeof(T) == 4) {
@@ -80,12 +101,12 @@ FASTDIFF_INLINE Floats power_of_parts(const Floats& shifted, const Floats& round
   } else {
     p = (0x1.c2a216p-5f * r + 0x1.f00c4cp-3f) * square + (0x1.62f5fap-1f * r + 1.0f);
   }
-  const Ints exponent = bit_cast<Ints>(shifted) - bit_cast<Ints>(rounder);
-  return p * bit_cast<Floats>((exponent + 127) << 23);
+  return p * bit_cast<Floats>((bit_cast<Ints>(shifted) + 127) << 23);
 }
 
 // Adding it leaves an integer in the low bits.
-FASTDIFF_INLINE Floats rounder_to_integers() { return splat(0x1.8p23f); }
+FASTDIFF_INLINE Floats rounder() { return splat(0x1.8p23f); }
+#endif
 
 // The larger and the smaller of each two; b where one of them is NaN.
 FASTDIFF_INLINE Floats larger(const Floats& a, const Floats& b) {
@@ -107,19 +128,19 @@ FASTDIFF_INLINE Floats smaller(const Floats& a, const Floats& b) {
 template <class T>
 FASTDIFF_INLINE Floats power_of_two(const Floats& x) {
   const Floats z = larger(splat(-126), x);
-  const Floats shifted = z + rounder_to_integers();
-  const Floats r = z - (shifted - rounder_to_integers());
-  return power_of_parts<T>(shifted, rounder_to_integers(), r);
+  const Floats shifted = z + rounder();
+  const Floats r = z - (shifted - rounder());
+  return power_of_parts<T>(shifted, r);
 }
 
 // 1 + 2^(-z log2 e).
 template <class T>
 FASTDIFF_INLINE Floats sigmoid_denominator(const Floats& z) {
-  // Beyond, the exponent would leave its field.
-  const Floats x = smaller(splat(87), larger(splat(-89), z));
-  const Floats shifted = x * -0x1.715476p0f + rounder_to_integers();
-  const Floats r = x * -0x1.715476p0f - (shifted - rounder_to_integers());
-  return 1.0f + power_of_parts<T>(shifted, rounder_to_integers(), r);
+  // Beyond, the exponent would leave its field; the lower one gives infinity.
+  const Floats x = smaller(splat(87), larger(splat(-88.75f), z));
+  const Floats shifted = x * -0x1.715476p0f + rounder();
+  const Floats r = x * -0x1.715476p0f - (shifted - rounder());
+  return 1.0f + power_of_parts<T>(shifted, r);
 }
 
 // x / y as exact as T can show.
