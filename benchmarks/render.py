@@ -6,7 +6,6 @@ python -m benchmarks.render
 from __future__ import annotations
 
 import json
-import math
 import re
 import statistics
 from collections import defaultdict
@@ -17,7 +16,7 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks/results"
 BEGIN, END = "<!-- results: python -m benchmarks.render -->", "<!-- end of results -->"
-NO_PEERS = ("fastdiff", "in place", "clone")
+NO_PEERS = ("fastdiff", "folded", "in place", "clone")  # folded: our own as well, on request
 
 
 @dataclass(frozen=True)
@@ -97,8 +96,8 @@ def table(bench: Bench) -> str:
         "|---|" + "---|" * (len(peers) + 3),
     ]
     for cell in bench.cells:
-        times = [cell.microseconds.get(name, math.nan) for name in ["fastdiff", *peers]]
-        figures = [f"{t:.4g}" for t in times] + [f"{cell.ratio:.2f}"]
+        times = [cell.microseconds.get(name) for name in ["fastdiff", *peers]]
+        figures = ["" if t is None else f"{t:.4g}" for t in times] + [f"{cell.ratio:.2f}"]
         figures.append("" if cell.share is None else f"{cell.share:.0%}")
         lines.append(f"| {cell.name} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
