@@ -12,7 +12,7 @@ from ..group_norm_silu.reference import memory_format
 from . import composite, reference
 from .checks import check_parameters, check_x
 from .folding import FoldedHead, attention_block_folded, fold_single_head
-from .fused import fused_takes
+from .fused import fused_takes, recorded
 
 __all__ = ["FoldedHead", "attention_block", "attention_block_folded", "fold_single_head"]
 
@@ -73,7 +73,7 @@ def attention_block(
 
 def _fused_or_composite(x: Tensor, *args: Any) -> Tensor:
     heads = args[8]
-    if fused_takes(x, heads):
+    if fused_takes(x, heads) and not recorded(x, *args[:6]):
         with composite.no_autocast(x):
             out: Tensor = torch.ops.fastdiff.attention_block_fused(x, *args)
             return out

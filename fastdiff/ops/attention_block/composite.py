@@ -16,7 +16,7 @@ from torch import Tensor
 from ..group_norm_silu import group_norm_silu
 from ..group_norm_silu.reference import memory_format
 from ..self_attention import faster_than_sdpa, self_attention
-from .fused import products_are_fast
+from .fused import products_are_fast, recorded
 
 
 def attention_block(
@@ -106,9 +106,9 @@ def add_projection(
 def _mixed(tokens: Tensor, weight: Tensor, bias: Tensor | None, heads: int) -> Tensor:
     """attend() of q, k and v, one product of tokens [N, T, C] or three where SDPA repays them."""
     N, T, C = tokens.shape
-    recorded = torch.is_grad_enabled() and (tokens.requires_grad or weight.requires_grad)
     three = tokens.is_cpu and tokens.element_size() == 2 and N * T > 512  # measured: NOTES.md
-    if three and (recorded or not faster_than_sdpa(tokens, T * C // heads)):
+    own = faster_than_sdpa(tokens, T * C // heads) and not recorded(tokens, weight, bias)
+    if three and not own:
         biases = (None,) * 3 if bias is None else bias.chunk(3)
         q, k, v = map(F.linear, (tokens,) * 3, weight.chunk(3), biases)
         return attend(q, k, v, heads)

@@ -36,7 +36,7 @@ def fused_takes(x: Tensor, heads: int) -> bool:
     if x.is_cpu:
         of_head = math.prod(x.shape[1:]) // heads
         known = faster_than_sdpa(x, of_head) and products_are_fast(x)
-        return known and not torch.is_grad_enabled() and not _library.reference_asked()
+        return known and not _library.reference_asked()
     if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16):
         return False
     least, most = MEASURED_FASTER.get((math.prod(x.shape[2:]), x.shape[1], heads), (1, 0))
@@ -45,6 +45,14 @@ def fused_takes(x: Tensor, heads: int) -> bool:
         and _library.native_kernel("attention_block_fused", "CUDA")
         and _is_hopper(x.device)
     )
+
+
+def recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd records what is done with these on the CPU: not within an op's kernel."""
+    key = torch._C.DispatchKey.AutogradCPU
+    if not torch.is_grad_enabled() or torch._C._dispatch_tls_is_dispatch_key_excluded(key):
+        return False
+    return any(tensor is not None and tensor.requires_grad for tensor in tensors)
 
 
 def products_are_fast(x: Tensor) -> bool:
