@@ -95,11 +95,13 @@ def evaluate(
         raise click.UsageError(f"--skip {skip} leaves none of {len(real)} images to speak of")
     real = real.part(skip, skip + num)
     pretrained = None if model is None else checkpoints.load(model).to(chosen)
-    if pretrained is not None and tuple(real.images.shape[1:]) != pretrained.sample_shape:
-        raise click.UsageError(
-            f"{data} holds images of {_size(real.images.shape[1:])} and {model} draws "
-            f"{_size(pretrained.sample_shape)}; --image-size scales and crops"
-        )
+    if pretrained is not None and pretrained.unet.config.sample_size is not None:
+        found, drawn_size = tuple(real.images.shape[1:]), pretrained.sample_shape
+        if found != drawn_size:
+            raise click.UsageError(
+                f"{data} holds images of {_told_size(found)} and {model} draws "
+                f"{_told_size(drawn_size)}; --image-size scales and crops"
+            )
     bits = comparison = drawn = None
     if pretrained is not None and "bits" in metrics:
         bits = _bits(pretrained, real, timesteps, seed, batch_size)
@@ -119,7 +121,7 @@ def evaluate(
         click.echo(f"report: {out}")
 
 
-def _size(shape: Sequence[int]) -> str:
+def _told_size(shape: Sequence[int]) -> str:
     return " x ".join(map(str, shape))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,19 @@ def test_data_of_another_size_is_refused(fastdiff: Any, tiny_model: Path, tmp_pa
     outcome = fastdiff("evaluate", tiny_model, "--data", tmp_path / "large.npz", "--metric", "bits")
     assert outcome.status == 2 and "images of 1 x 12 x 12" in outcome.err
     assert "--image-size" in outcome.err
+
+
+def test_a_model_that_tells_no_size_takes_any(
+    fastdiff: Any, tiny_model: Path, data: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = tmp_path / "model" / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"sample_size": None}))
+    outcome = fastdiff(
+        "evaluate", tmp_path / "model", "--data", data, "--metric", "bits", "--num", 4,
+        "--timesteps", 3,
+    )  # fmt: skip
+    assert outcome.status == 0 and "4 images" in outcome.out, outcome.err
 
 
 def test_everything_of_a_model(fastdiff: Any, tiny_model: Path, data: Path, tmp_path: Path) -> None:
