@@ -34,10 +34,11 @@ Run = Callable[[Tensor], Tensor]
 
 @pytest.fixture(autouse=True)
 def float32_products() -> Iterator[None]:
-    conv: Any = torch.backends.cudnn.conv  # type: ignore[attr-defined]
-    before, conv.fp32_precision = conv.fp32_precision, "ieee"
+    # By the flag that torch.compile reads: it raises where convolutions alone were told otherwise.
+    cudnn = torch.backends.cudnn
+    before, cudnn.allow_tf32 = cudnn.allow_tf32, False
     yield
-    conv.fp32_precision = before
+    cudnn.allow_tf32 = before
     torch._dynamo.reset()
 
 
