@@ -33,7 +33,7 @@ def read_folder(folder: Path, tell: Tell, image_size: int = 0) -> Arrays:
     They are turned upright as their EXIF says, and fit into a square of `image_size` unless that
     is 0.
     """
-    files = [file for file in folder.rglob("*") if _is_picture(file)]
+    files = [file for file in folder.rglob("*") if _is_picture(file.relative_to(folder))]
     if not files:
         raise ValueError(f"{folder} holds neither idx files nor pictures ({_endings()})")
     return _read(files, lambda file: file.open("rb"), folder, tell, image_size)
@@ -74,8 +74,9 @@ def _square(picture: Image, size: int) -> Image:
 
 
 def _is_picture(file: PurePath) -> bool:
-    # macOS puts "._cat.png" beside cat.png, which is none.
-    return file.suffix.lower() in ENDINGS and not file.name.startswith(".")
+    # macOS puts "._cat.png" beside cat.png, and notebooks keep copies in a hidden folder.
+    hidden = any(part.startswith(".") for part in file.parts)
+    return file.suffix.lower() in ENDINGS and not hidden
 
 
 def _endings() -> str:

@@ -79,6 +79,8 @@ def cats_and_dogs(folder, pixels):
         home.mkdir(exist_ok=True)
         Image.fromarray(image).save(home / f"{i}.png")
     (folder / "dogs" / "._5.png").write_bytes(b"of macOS")
+    (folder / "cats" / ".copies").mkdir()
+    Image.fromarray(pixels[0]).save(folder / "cats" / ".copies" / "0.png")
     (folder / "README.txt").write_text("of people")
     return folder
 
