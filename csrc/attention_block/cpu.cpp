@@ -21,14 +21,9 @@ FASTDIFF_INLINE void residual_sum(const ResidualSumParams& p, std::int64_t begin
 
 FASTDIFF_CPU_CLONES void residual_sum_cpu(const ResidualSumParams& p, std::int64_t begin,
                                           std::int64_t end) {
-  switch (p.dtype) {
-    case DType::float32:
-      return residual_sum<float>(p, begin, end);
-    case DType::float16:
-      return residual_sum<Float16>(p, begin, end);
-    default:
-      return residual_sum<BFloat16>(p, begin, end);
-  }
+  for_dtype(p.dtype, [&](auto element) FASTDIFF_LAMBDA_INLINE {
+    residual_sum<decltype(element)>(p, begin, end);
+  });
 }
 
 }  // namespace fastdiff
