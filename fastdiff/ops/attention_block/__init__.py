@@ -12,7 +12,7 @@ from ..group_norm_silu.reference import memory_format
 from . import composite, reference
 from .checks import check_parameters, check_x
 from .folding import FoldedHead, attention_block_folded, fold_single_head
-from .fused import fused_takes, recorded
+from .fused import fused_takes, products_are_fast, recorded
 
 __all__ = ["FoldedHead", "attention_block", "attention_block_folded", "fold_single_head"]
 
@@ -83,7 +83,8 @@ def _fused_or_composite(x: Tensor, *args: Any) -> Tensor:
 def _worth_keeping(x: Tensor) -> bool:
     """Whether what the composite computes is kept for the gradient: on the CPU, except where a
     backward pass within autocast would take other dtypes than the forward."""
-    dtypes_agree = x.dtype == torch.get_autocast_dtype("cpu")
+    computed = x.dtype if products_are_fast(x) else torch.float32
+    dtypes_agree = computed == torch.get_autocast_dtype("cpu")
     return x.is_cpu and (dtypes_agree or not torch.is_autocast_enabled("cpu"))
 
 
