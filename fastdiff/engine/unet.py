@@ -18,6 +18,7 @@ from fastdiff.engine.time import Ahead, TimeProjections
 from fastdiff.models import UNet
 from fastdiff.models import blocks as plain
 from fastdiff.models.inputs import check_inputs, steps_by_sample
+from fastdiff.ops._library import transformed
 from fastdiff.ops.join_channels import join_channels
 
 
@@ -75,9 +76,10 @@ class AcceleratedUNet(nn.Module):
         return hooked(self)
 
     def _answer(self, x: Tensor, t: Tensor, projections: Tensor) -> Tensor:
-        if x.requires_grad:
+        if x.requires_grad or transformed():
             raise RuntimeError(
-                "an accelerated UNet gives no gradient: detach x, or call the UNet it was made of."
+                "an accelerated UNet gives no gradient and takes no transform of torch.func: "
+                "detach x, or call the UNet it was made of."
             )
         x = x.to(self.dtype)
         if self.config.center_input_sample:

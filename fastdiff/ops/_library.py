@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.autograd import forward_ad
 
 _library = torch.library.Library("fastdiff", "FRAGMENT")
 _ops: dict[str, torch._ops.OpOverload] = {}
@@ -43,7 +44,7 @@ def define(
     setup_context: Callable[..., Any] | None = None,
 ) -> Callable[..., Any]:
     """Define the op `fastdiff::<name>` and return what calls it, or its reference as
-    `use_reference` asks.
+    `use_reference` asks and where calls are `transformed`.
 
     Args:
         schema: `name(Tensor x, int n, ...) -> Tensor`, in the grammar of `torch.library`. An op
@@ -83,14 +84,18 @@ def define(
             setup_context=setup_context,
             lib=_library,
         )
-    served = op
     if composite is not None:
         served = _dispatched_where_needed(op, composite, composite_records)
+    elif op._schema.is_mutable:
+        served = op
     elif backward is not None and setup_context is not None:
-        served = _recorded_at_once(op, backward, setup_context)
+        served = _below_autograd(op, _recorded_at_once(op, backward, setup_context))
+    else:
+        served = _below_autograd(op, op)
 
     def call(*args: Any) -> Any:
-        return reference(*args) if name in _turned_to_reference else served(*args)
+        by_reference = name in _turned_to_reference or transformed()
+        return reference(*args) if by_reference else served(*args)
 
     return call
 
@@ -113,6 +118,12 @@ def use_reference(*names: str) -> Iterator[None]:
         yield
     finally:
         _turned_to_reference.intersection_update(before)
+
+
+def transformed() -> bool:
+    """Whether a transform of `torch.func` or forward-mode differentiation is at work: they see
+    through PyTorch's own calls alone, and take a kernel of ours for a constant."""
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def reference_asked() -> bool:
@@ -254,8 +265,7 @@ def _recorded_at_once(
     backward: Callable[..., Any],
     setup_context: Callable[..., Any],
 ) -> Callable[..., Any]:
-    """The op, for a gradient by an autograd function that calls it without the dispatcher's own
-    (30 us)."""
+    """The op, recorded by an autograd function without the dispatcher's own (30 us)."""
 
     class Recorded(torch.autograd.Function):
         @staticmethod
@@ -266,12 +276,19 @@ def _recorded_at_once(
             return outputs
 
     Recorded.backward = staticmethod(backward)  # type: ignore[method-assign]
+    return Recorded.apply
+
+
+def _below_autograd(op: torch._ops.OpOverload, recorded: Callable[..., Any]) -> Callable[..., Any]:
+    """The op, past the dispatcher's autograd (10 us) where no gradient is recorded."""
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        if torch.compiler.is_compiling():
             return op(*args)
-        wanted = any(isinstance(arg, torch.Tensor) and arg.requires_grad for arg in args)
-        return Recorded.apply(*args) if wanted else op(*args)  # type: ignore[no-untyped-call]
+        if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
+            return recorded(*args)
+        with torch._C._AutoDispatchBelowAutograd():
+            return op(*args)
 
     return call
 

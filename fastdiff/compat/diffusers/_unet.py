@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastdiff.engine import AcceleratedUNet, accelerate
 from fastdiff.models import UNet
+from fastdiff.ops._library import transformed
 
 _plans: WeakKeyDictionary[nn.Module, tuple[Any, AcceleratedUNet | None]] = WeakKeyDictionary()
 
@@ -39,6 +40,8 @@ class PlannedUNet2DModel(diffusers.UNet2DModel):
 def plan_of(model: Any) -> AcceleratedUNet | None:
     """A plan of the model as it is now, or None where there is none or it would not do."""
     if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling():
+        return None
+    if transformed():
         return None
     if model.training or next(model.parameters()).device.type != "cpu":
         return None

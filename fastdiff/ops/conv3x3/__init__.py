@@ -83,6 +83,8 @@ def trained_conv3x3(
 def _may_pay(x: Tensor, weight: Tensor) -> bool:
     if not torch.is_grad_enabled() or not weight.requires_grad or torch.compiler.is_compiling():
         return False
+    if _library.transformed():
+        return False
     return (
         x.device.type == "cpu"
         and x.dtype in (torch.float32, torch.bfloat16)

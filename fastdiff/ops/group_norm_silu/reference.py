@@ -30,9 +30,8 @@ def group_norm_silu(
         None if p is None else p.to(dtype) for p in (weight, bias, scale, shift)
     )
     N, C = x.shape[:2]
-    wide = plus(
-        x.to(dtype), residual
-    ).contiguous()  # ATen's channels-last variance cancels for large offsets
+    # ATen's channels-last variance cancels for large offsets
+    wide = _contiguous(plus(x.to(dtype), residual))
     y, mean, rstd = torch.native_group_norm(
         wide, weight, bias, N, C, math.prod(x.shape[2:]), groups, group_norm_eps
     )
@@ -95,6 +94,16 @@ def group_norm_silu_gradient(
     return of_x, of_weight, of_bias, of_scale, of_shift, of_residual
 
 
+def _contiguous(x: Tensor) -> Tensor:
+    # Within vmap a tensor that says so need not be.
+    return x.clone(memory_format=torch.contiguous_format) if _torch_func() else x.contiguous()
+
+
+def _torch_func() -> bool:
+    """Whether a transform of `torch.func` is at work."""
+    return torch._C._are_functorch_transforms_active()
+
+
 def _sum(grad: Tensor, spatial: tuple[int, ...]) -> Tensor:
     return grad.sum(spatial) if spatial else grad
 
@@ -119,6 +128,8 @@ def per_channel(p: Tensor, x: Tensor) -> Tensor:
 
 def memory_format(x: Tensor) -> torch.memory_format:
     """The memory format of the output: channels-last where `x` is so and not also contiguous."""
+    if _torch_func():
+        return torch.contiguous_format  # vmap knows no other
     if not x.is_contiguous():
         if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last):
             return torch.channels_last

@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import fastdiff
 from fastdiff.ops import _library
@@ -129,6 +130,23 @@ def test_it_runs_on_the_ops(build: Any, attends: bool) -> None:
     # Of q, k and v together and the projection, beside the residual blocks' shortcuts.
     assert products - blocks["ResnetBlock2D"] < 2 * attentions <= products
     assert mixed == (attentions if faster_than_sdpa(torch.empty(0), of_head=0) else 0)
+
+
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("build", [unet, conditioned])
+def test_forward_mode_derivatives(build: Any, recorded: bool) -> None:
+    x, *rest = next(inputs for b, _, inputs in MODELS.values() if b is build)
+    model = build()
+
+    precise, h = copy.deepcopy(model).double(), 1e-4 * x.cos().double()
+    given = [r.double() if r.is_floating_point() else r for r in rest]
+    with torch.no_grad():
+        ahead, behind = (precise(x.double() + s * h, *given).sample for s in (1, -1))
+    expected = ((ahead - behind) / 2e-4).float()
+    fastdiff.accelerate(model)
+    with torch.set_grad_enabled(recorded), sdpa_kernel(SDPBackend.MATH):
+        _, tangent = torch.func.jvp(lambda x: model(x, *rest).sample, (x,), (x.cos(),))
+    torch.testing.assert_close(tangent, expected, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("build", [unet, conditioned])
