@@ -283,7 +283,7 @@ def _below_autograd(op: torch._ops.OpOverload, recorded: Callable[..., Any]) -> 
     """The op, past the dispatcher's autograd (10 us) where no gradient is recorded."""
 
     def call(*args: Any) -> Any:
-        if torch.compiler.is_compiling():
+        if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
             return op(*args)
         if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in _tensors(args)):
             return recorded(*args)
