@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import inspect
 import os
+import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,8 @@ _library = torch.library.Library("fastdiff", "FRAGMENT")
 _ops: dict[str, torch._ops.OpOverload] = {}
 _triton_ops: set[str] = set()
 _composite_ops: set[str] = set()
-_turned_to_reference: set[str] = set()
+_turned_to_reference: Counter[str] = Counter()  # by how many, in whatever threads
+_turning = threading.Lock()
 _triton_calls: Counter[str] = Counter()
 _composite_calls: Counter[tuple[str, str]] = Counter()
 
@@ -112,12 +114,17 @@ def use_reference(*names: str) -> Iterator[None]:
     if unknown := set(names) - _ops.keys():
         known = ", ".join(sorted(_ops))
         raise ValueError(f"there is no op {sorted(unknown)[0]!r}; there are {known}")
-    before = set(_turned_to_reference)
-    _turned_to_reference.update(names or _ops)
+    asked = Counter(names or tuple(_ops))
+    with _turning:
+        _turned_to_reference.update(asked)
     try:
         yield
     finally:
-        _turned_to_reference.intersection_update(before)
+        with _turning:
+            _turned_to_reference.subtract(asked)
+            for name in asked:
+                if not _turned_to_reference[name]:
+                    del _turned_to_reference[name]
 
 
 def transformed() -> bool:

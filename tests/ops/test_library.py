@@ -70,6 +70,20 @@ def test_use_reference_ends_with_an_error(double: Callable[[Tensor], Tensor]) ->
         use_reference("group_norm").__enter__()
 
 
+def test_use_reference_holds_while_anybody_asks(double: Callable[[Tensor], Tensor]) -> None:
+    """As in two threads, the first of which is done before the second."""
+    x = torch.ones(3, requires_grad=True)
+    first, second = use_reference("test_double"), use_reference("test_double")
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    double(x).sum().backward()
+    second.__exit__(None, None, None)
+    assert not _library.reference_asked()
+    with pytest.raises(NotImplementedError):
+        double(x).sum().backward()
+
+
 def test_use_reference_reaches_compiled_code(double: Callable[[Tensor], Tensor]) -> None:
     compiled = torch.compile(lambda x: double(x) + 1, fullgraph=True, backend="aot_eager")
     x = torch.ones(3, requires_grad=True)
