@@ -30,6 +30,7 @@ def accelerate(unet: UNet, *, tf32: bool = False, timestep_scale: float = 1.0) -
     UNet is and answers within its rounding: on the CPU float32 by Winograd's convolutions, which
     take 2.25 times fewer products, bfloat16 by products on Intel's AMX, else by oneDNN's where the
     processor multiplies it; on a GPU by cuDNN's, with biases and sums in the passes that follow.
+    Asked for a gradient or within a transform of `torch.func` it raises RuntimeError.
 
     Args:
         unet: float32, bfloat16 or float16, on the CPU or a GPU.
@@ -54,11 +55,13 @@ def planned(model: Any, *, tf32: bool = False, timestep_scale: float = 1.0) -> A
     """The model, or where it is a UNet that `accelerate` takes, its plan, kept while it is valid.
 
     A plan is valid until a parameter changes, which a sum of all their bits tells. Hooks, training
-    mode, autocast and `use_reference` keep the UNet as it is.
+    mode, autocast, `use_reference` and `torch.func` keep the UNet as it is.
     """
     if type(model) is not UNet or model.training or torch.is_autocast_enabled(model.device.type):
         return model
-    if _library.reference_asked() or _obstacle(model) or _unknown_part(model) or hooked(model):
+    if _library.reference_asked() or _library.transformed() or hooked(model):
+        return model
+    if _obstacle(model) or _unknown_part(model):
         return model
     state = tf32, timestep_scale, _state(model)
     kept = _plans.get(model)

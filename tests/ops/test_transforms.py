@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -27,6 +28,8 @@ from fastdiff.ops import (
 from fastdiff.ops.denoise_step import COLUMNS as STEP_COLUMNS
 from fastdiff.ops.join_channels import join_channels
 from fastdiff.ops.q_sample import COLUMNS as NOISING_COLUMNS
+from fastdiff.samplers import sample
+from fastdiff.schedules import NoiseSchedule
 from tests.models.unets import SMALL, randomised
 
 Function = Callable[[Tensor], Tensor]
@@ -148,6 +151,25 @@ def test_forward_mode_through_a_unet_is_its_gradient() -> None:
     torch.testing.assert_close(
         (tangent * seed).sum(), (backward * direction).sum(), rtol=1e-3, atol=0
     )
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "dpm++"])
+def test_forward_mode_through_a_whole_run(sampler: str) -> None:
+    models = [model := unet(), copy.deepcopy(model).double()]
+    size = models[0].config.sample_size
+    x, direction = (normals(2, 3, size, size, seed=i) for i in range(2))
+
+    def run(model: UNet, x: Tensor) -> Tensor:
+        return sample(
+            model, x.shape, schedule=NoiseSchedule.linear(1000), sampler=sampler, steps=4,
+            noise=x, clip=False,
+        )  # fmt: skip
+
+    expected = difference_quotient(lambda x: run(models[1], x), x, direction)
+    for model in models:
+        given = [tensor.to(model.dtype) for tensor in (x, direction)]
+        _, tangent = jvp(lambda x, model=model: run(model, x), (given[0],), (given[1],))
+        assert (tangent - expected).norm() <= 1e-3 * expected.norm()
 
 
 @pytest.mark.parametrize("memory_format", FORMATS)
