@@ -16,7 +16,16 @@ Pixels = npt.NDArray[np.uint8]
 
 
 def to_uint8(images: Tensor) -> Pixels:
-    """Images ``[N, C, H, W]`` in [-1, 1] (clamped) as ``[N, H, W, C]`` in 0..255."""
+    """Images ``[N, C, H, W]`` in [-1, 1] (clamped) as ``[N, H, W, C]`` in 0..255.
+
+    Raises ValueError where one is not finite: it would be a black one.
+    """
+    broken = int((~images.detach().isfinite()).flatten(1).any(1).sum()) if images.numel() else 0
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(images)} images are not finite numbers: the model overflows in its "
+            "dtype, or its weights are broken; try float32"
+        )
     levels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
     return levels.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
 

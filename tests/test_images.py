@@ -17,6 +17,15 @@ def test_values_outside_are_clamped():
     assert to_uint8(torch.tensor([-3.0, 3.0]).view(1, 1, 1, 2)).ravel().tolist() == [0, 255]
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_an_image_that_is_not_finite_is_refused(value):
+    images = torch.zeros(3, 1, 2, 2)
+    images[1, 0, 1, 1] = value
+    with pytest.raises(ValueError, match="1 of 3 images are not finite"):
+        to_uint8(images)
+    assert to_uint8(torch.zeros(0, 1, 2, 2)).shape == (0, 2, 2, 1)
+
+
 def test_the_grid_places_images_row_by_row():
     images = np.arange(5, dtype=np.uint8).reshape(5, 1, 1, 1).repeat(2, 1).repeat(3, 2)
     picture = grid(images, columns=2, gap=1)

@@ -223,6 +223,9 @@ class Trainer:
         images = self.averaged().sample(
             count, steps=min(steps, self.config.timesteps), seed=self.config.seed
         )
+        if not images.isfinite().all():
+            self.say(f"the samples of step {self.step} are not all finite; such pixels are grey")
+            images = images.nan_to_num(0, 0, 0)
         path = self.folder / "samples" / f"{self.step:07d}.png"
         path.parent.mkdir(exist_ok=True)
         picture = grid(to_uint8(images), columns=classes if (classes or 99) <= 20 else None)

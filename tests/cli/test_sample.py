@@ -7,6 +7,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image, ImageSequence
+from safetensors.torch import load_file, save_file
 
 
 @pytest.fixture
@@ -152,3 +153,16 @@ def test_weights_that_do_not_fit_the_config_are_named(fastdiff, tiny_model, tmp_
     path.write_text(json.dumps(config))
     outcome = fastdiff("sample", folder, "--out", tmp_path / "a.png")
     assert_refused(outcome, "down_blocks", "[16", "[24")
+
+
+def test_images_that_are_not_finite_are_no_black_ones(fastdiff, tiny_model, tmp_path):
+    folder, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(tiny_model, folder)
+    out.mkdir()
+    path = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights = load_file(path)
+    weights["conv_out.bias"].fill_(float("nan"))
+    save_file(weights, path)
+    outcome = fastdiff("sample", folder, "--num", 3, "--steps", 2, "--out", out / "a.png")
+    assert "3 of 3 images are not finite" in outcome.err.splitlines()[-1]
+    assert outcome.status == 2 and not list(out.iterdir())

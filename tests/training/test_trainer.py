@@ -324,6 +324,14 @@ def test_the_run_leaves_models_samples_curves_and_its_settings(config, tmp_path)
         assert float(row["loss"]) == pytest.approx(final[int(row["t"])], rel=1e-5)
 
 
+def test_samples_that_are_not_finite_do_not_end_the_run(config, tmp_path):
+    said = []
+    trainer = Trainer.start(config, tmp_path / "run", CPU, say=said.append)
+    next(iter(trainer.learner.averages[0].weights.values())).fill_(float("nan"))
+    assert (trainer.draw_samples(4, steps=2) == 128).any()
+    assert "not all finite" in said[0]
+
+
 def test_validation_is_the_loss_by_the_papers_formula(config, tmp_path):
     trainer = run(started(config, tmp_path / "run"))
     x_start, labels = trainer.held_out.batch(torch.arange(4))
