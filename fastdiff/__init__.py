@@ -11,6 +11,19 @@ from typing import TYPE_CHECKING, Any
 from fastdiff._version import __version__
 
 if TYPE_CHECKING:
+    from fastdiff import checkpoints as checkpoints
+    from fastdiff import diffusion as diffusion
+    from fastdiff import engine as engine
+    from fastdiff import evaluation as evaluation
+    from fastdiff import learned_schedule as learned_schedule
+    from fastdiff import likelihood as likelihood
+    from fastdiff import losses as losses
+    from fastdiff import models as models
+    from fastdiff import ops as ops
+    from fastdiff import samplers as samplers
+    from fastdiff import schedules as schedules
+    from fastdiff import timestep_samplers as timestep_samplers
+    from fastdiff import training as training
     from fastdiff.checkpoints import CheckpointError as CheckpointError
     from fastdiff.checkpoints import Pretrained as Pretrained
     from fastdiff.checkpoints import load as load
@@ -62,12 +75,20 @@ _HOME |= {
     "restore": "fastdiff.compat.diffusers",
 }
 
+_PARTS = {
+    "checkpoints", "diffusion", "engine", "evaluation", "learned_schedule",
+    "likelihood", "losses", "models", "ops", "samplers", "schedules", "timestep_samplers",
+    "training",
+}  # fmt: skip
+
 
 def __getattr__(name: str) -> Any:
+    if name in _PARTS:
+        return import_module(f"fastdiff.{name}")
     if name not in _HOME:
         raise AttributeError(f"module 'fastdiff' has no attribute {name!r}")
     return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOME})
+    return sorted({*globals(), *_HOME, *_PARTS})

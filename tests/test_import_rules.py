@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+import fastdiff
+
 ROOT = Path(__file__).parents[1]
 FILES = sorted((ROOT / "fastdiff").rglob("*.py"))
 
@@ -27,7 +29,6 @@ RANK = {
     "timestep_samplers": 3,
     "learned_schedule": 4,
     "models": 3,
-    "guidance": 3,
     "samplers": 5,
     "engine": 4,
     "likelihood": 6,
@@ -145,3 +146,29 @@ for name in ("DDPMScheduler", "DDIMScheduler", "DDIMInverseScheduler",
 """
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    "name", ["likelihood.bits_per_dim", "losses.training_losses", "ops.q_sample", "models.UNet",
+             "samplers.make_plan", "schedules.NoiseSchedule", "training.Trainer"],
+)  # fmt: skip
+def test_parts_are_attributes(name: str) -> None:
+    program = f"import fastdiff; assert callable(fastdiff.{name})"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_every_part_of_the_public_api_is_an_attribute() -> None:
+    listed = {path.stem for path in (ROOT / "fastdiff").iterdir() if path.stem in RANK}
+    inside = {
+        "_version",
+        "_files",
+        "ranks",
+        "images",
+        "shards",
+        "compat",
+        "doctor",
+        "cli",
+        "__main__",
+    }
+    assert set(dir(fastdiff)) >= listed - inside

@@ -126,7 +126,7 @@ def bits_per_dim(
             ]
             or [np.zeros(0)]
         )
-    vb, x_start_mse, epsilon_mse = found.reshape(3, N, -1)
+    vb, x_start_mse, epsilon_mse = found.reshape(3, *visits.timesteps.shape)
     estimate, error = visits.total(vb)
     return BitsPerDim(
         prior + estimate, prior, visits.timesteps, vb, x_start_mse, epsilon_mse, error
