@@ -87,8 +87,10 @@ Tensor cpu(Tensor x, MaybeTensor norm_weight, MaybeTensor norm_bias, Tensor qkv_
   cpu_calls.add();
   const Tensor n = normed_tokens(x, groups, *weight, *bias, group_norm_eps);
   const Tensor qkv = linear(n, qkv_weight, qkv_bias), mixed = empty_tokens(x);
-  self_attention_cpu({qkv.const_data_ptr(), T * 3 * C, 3 * C, mixed.mutable_data_ptr(), N, T, heads,
-                      C / heads, *dtype, has_matrix_unit()});
+  const Tokens q{qkv.const_data_ptr(), T * 3 * C, 3 * C}, k = from_channel(q, C, *dtype),
+                                                          v = from_channel(q, 2 * C, *dtype);
+  self_attention_cpu(
+      {q, k, v, mixed.mutable_data_ptr(), N, T, heads, C / heads, *dtype, has_matrix_unit()});
   return residual_sum(x, linear(mixed, proj_weight, proj_bias), residual_scale);
 }
 

@@ -4,12 +4,13 @@
 #include "../common/cpu_products.h"
 #include "../common/cpu_transpose.h"
 
-// Where a head begins in a token's q (part 0), k (1) or v (2); heads count over samples.
+// Where a head begins in a token; heads count over samples.
 template <class T>
-FASTDIFF_INLINE const T* head_of(const SelfAttentionParams& p, std::int64_t head, int part,
-                                 std::int64_t token) {
-  const std::int64_t channel = (part * p.heads + head % p.heads) * p.head_channels;
-  return static_cast<const T*>(p.qkv) + head / p.heads * p.sample + token * p.token + channel;
+FASTDIFF_INLINE const T* head_of(const SelfAttentionParams& p, const Tokens& tokens,
+                                 std::int64_t head, std::int64_t token) {
+  const std::int64_t channel = head % p.heads * p.head_channels;
+  return static_cast<const T*>(tokens.data) + head / p.heads * tokens.sample +
+         token * tokens.token + channel;
 }
 
 template <class T>
@@ -135,7 +136,7 @@ struct FloatHeads {
     }
     float* const values = packed + keys_size(p);
     for (std::int64_t token = first; token < last; ++token) {
-      const T* const v = head_of<T>(p, head, 2, token);
+      const T* const v = head_of<T>(p, p.v, head, token);
       for (std::int64_t c = 0; c < p.head_channels; c += kLanes) {
         const Floats value = load(v + c, lanes_of<kLanes>(p.head_channels, c));
         store(values + (c / kPanel * p.tokens + token) * kPanel + c % kPanel, value);
@@ -151,7 +152,7 @@ struct FloatHeads {
     float* const scores = weights + chunks(p.tokens) * rows * kRowStride;
     float* const sums = scores + key_panels(p) * rows * kPanel;
     for (int row = 0; row < rows; ++row) {
-      const T* const from = head_of<T>(p, head, 0, queries.first + row);
+      const T* const from = head_of<T>(p, p.q, head, queries.first + row);
       row_to_chunks(from, p.head_channels, rows, q + row * kRowStride);
     }
     Softmax softmax(p, rows);
@@ -181,7 +182,7 @@ struct FloatHeads {
                         std::int64_t channel, float* to) {
     float block[kBlock][kBlock];
     for (int i = 0; i < kBlock; ++i) {
-      const T* const from = head_of<T>(p, head, 1, token + i) + channel;
+      const T* const from = head_of<T>(p, p.k, head, token + i) + channel;
       for (int j = 0; j < kBlock; j += kLanes) {
         const int lanes = token + i < p.tokens ? lanes_of<kLanes>(p.head_channels, channel + j) : 0;
         store(block[i] + j, lanes > 0 ? load(from + j, lanes) : Floats{});

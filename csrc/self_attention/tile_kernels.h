@@ -41,9 +41,9 @@ struct TileHeads {
     std::int64_t stride;
     alignas(64) BFloat16 filled[kTileSize];
 
-    Block(const SelfAttentionParams& p, std::int64_t head, int part, std::int64_t token,
+    Block(const SelfAttentionParams& p, const Tokens& of, std::int64_t head, std::int64_t token,
           std::int64_t channel)
-        : data(head_of<BFloat16>(p, head, part, token) + channel), stride(p.token) {
+        : data(head_of<BFloat16>(p, of, head, token) + channel), stride(of.token) {
       const std::int64_t rows = std::min<std::int64_t>(kTileDepth, p.tokens - token);
       const std::int64_t columns = std::min<std::int64_t>(kTileColumns, p.head_channels - channel);
       if (rows == kTileDepth && columns == kTileColumns && stride % 2 == 0) return;
@@ -60,11 +60,11 @@ struct TileHeads {
     auto* const keys = reinterpret_cast<BFloat16*>(packed);
     BFloat16* const values = keys + key_panels(p) * depths(p) * kTileSize;
     for (std::int64_t i = 0; i < depths(p); ++i) {
-      const Block k(p, head, 1, panel * kPanel, i * kTileDepth);
+      const Block k(p, p.k, head, panel * kPanel, i * kTileDepth);
       BFloat16* const to = keys + (panel * depths(p) + i) * kTileSize;
       transpose_16x16(k.data, k.stride / 2, to, 16);
       transpose_16x16(k.data + 16 * k.stride, k.stride / 2, to + kTileSize / 2, 16);
-      const Block v(p, head, 2, panel * kPanel, i * kTileColumns);
+      const Block v(p, p.v, head, panel * kPanel, i * kTileColumns);
       pair_rows(v.data, v.stride, values + (i * key_panels(p) + panel) * kTileSize);
     }
   }
@@ -79,7 +79,7 @@ struct TileHeads {
     auto* const q = reinterpret_cast<BFloat16*>(sums + kTileSize);  // [depth, 32, 32]
     BFloat16* const weights = q + depth * kTileSize;                // [panels, 32, 32]
     for (std::int64_t i = 0; i < depth; ++i) {
-      const Block block(p, head, 0, queries.first, i * kTileDepth);
+      const Block block(p, p.q, head, queries.first, i * kTileDepth);
       for (int row = 0; row < kTileDepth; ++row) {
         std::memcpy(q + i * kTileSize + row * kTileDepth, block.data + row * block.stride,
                     kTileDepth * sizeof(BFloat16));

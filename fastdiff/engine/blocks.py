@@ -10,8 +10,8 @@ from torch.nn import functional as F
 
 from fastdiff.engine.convolution import Cudnn, convolution, kept
 from fastdiff.models import blocks
-from fastdiff.ops import attention_block
-from fastdiff.ops.attention_block.composite import attend_in_image
+from fastdiff.ops import attention_block, fold_single_head
+from fastdiff.ops.attention_block.composite import attend_folded_in_image, attend_in_image
 
 
 class Normalisation(nn.Module):
@@ -129,16 +129,49 @@ class PackedAttention(nn.Module):
         return out
 
 
+class FoldedAttention(nn.Module):
+    """The same of one head in float32, by two products for four: what `fold_single_head` says."""
+
+    def __init__(self, block: blocks.Attention) -> None:
+        super().__init__()
+        norm = block.group_norm
+        self.norm = None if norm is None else Normalisation(norm, silu=False)
+        qkv, out = pointwise(block.to_q, block.to_k, block.to_v), cast(nn.Linear, block.to_out[0])
+        folded = fold_single_head(qkv.weight[:, :, 0, 0], qkv.bias, out.weight, out.bias)
+        self.queries = convolution(_pointwise(folded.score_weight, folded.score_bias))
+        self.proj = convolution(_pointwise(folded.out_weight, folded.out_bias))
+        self.scale = block.residual_scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H, W]."""
+        n = x if self.norm is None else self.norm(x)
+        mixed = attend_folded_in_image(self.queries(n), n)
+        out: Tensor = self.proj(mixed, residual=x, scale=self.scale)
+        return out
+
+
 def attention(block: blocks.Attention) -> nn.Module:
     """What `block` computes."""
-    return (PackedAttention if block.to_q.weight.is_cpu else Attention)(block)
+    weight = block.to_q.weight
+    if not weight.is_cpu:
+        return Attention(block)
+    # In a short dtype scores of rounded products of weights may err more than their own.
+    folds = block.heads == 1 and weight.dtype == torch.float32
+    return (FoldedAttention if folds else PackedAttention)(block)
 
 
 def pointwise(*layers: nn.Linear) -> nn.Conv2d:
     """The same products for each pixel, their results one behind the other."""
-    weight = torch.cat([layer.weight.detach() for layer in layers])
+    biases = [layer.bias.detach() for layer in layers if layer.bias is not None]
+    return _pointwise(
+        torch.cat([layer.weight.detach() for layer in layers]),
+        torch.cat(biases) if biases else None,
+    )
+
+
+def _pointwise(weight: Tensor, bias: Tensor | None) -> nn.Conv2d:
     conv = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=False, device="meta")
-    conv.weight = nn.Parameter(weight[:, :, None, None], requires_grad=False)
-    if layers[0].bias is not None:
-        conv.bias = nn.Parameter(torch.cat([layer.bias.detach() for layer in layers]), False)
+    conv.weight = nn.Parameter(weight.detach()[:, :, None, None], requires_grad=False)
+    if bias is not None:
+        conv.bias = nn.Parameter(bias.detach(), requires_grad=False)
     return conv

@@ -40,7 +40,9 @@ def test_a_run_of_seconds_that_are_known(monkeypatch: pytest.MonkeyPatch) -> Non
     assert seconds["normalisation"] == steps * sum(
         isinstance(m, blocks.Normalisation) for m in plan
     )
-    assert seconds["attention"] == steps * sum(isinstance(m, blocks.PackedAttention) for m in plan)
+    assert seconds["attention"] == steps * sum(
+        isinstance(m, blocks.PackedAttention | blocks.FoldedAttention) for m in plan
+    )
     assert seconds["step and noise"] == steps + 1  # x_T is drawn too
     assert seconds["other"] > 0
     assert sum(seconds.values()) == next(ticks) / 2

@@ -15,7 +15,9 @@ from fastdiff import NoiseSchedule, sample
 from fastdiff.engine import AcceleratedUNet, accelerate, blocks, convolution, planned
 from fastdiff.engine.convolution import Own, Packed, Strided
 from fastdiff.models import UNet
+from fastdiff.models import blocks as plain
 from fastdiff.ops import _library, pack_conv1x1, pack_conv3x3, use_reference
+from fastdiff.ops.attention_block import composite
 from tests.memory import flags_of_memory_at
 from tests.models.unets import ADM, CIFAR10, SMALL, randomised, rms
 
@@ -32,6 +34,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "grey": SMALL | {"in_channels": 1, "out_channels": 2},
 }
 NATIVE = _library.native_path() is not None
+ATTENTIONS = (blocks.PackedAttention, blocks.FoldedAttention)
 
 
 def made(name: str) -> UNet:
@@ -228,7 +231,7 @@ def test_which_convolutions_are_our_own(monkeypatch: pytest.MonkeyPatch) -> None
         parts = [*accelerate(made("cifar10").to(dtype)).plan.parts]
         up = next(part for part in parts if getattr(part, "upsample", False))
         down = next(part for part in parts if isinstance(part, Strided | nn.Sequential))
-        attention = next(part for part in parts if isinstance(part, blocks.PackedAttention))
+        attention = next(part for part in parts if isinstance(part, ATTENTIONS))
         assert type(parts[0]) is type(parts[-1]) is type(parts[1].conv1)
         return type(parts[1].conv1), type(up), type(attention.proj), type(down)
 
@@ -272,11 +275,48 @@ def test_which_attention_is_our_own(
     monkeypatch.setattr(_library, "cpu_level", lambda: level)
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         fast = accelerate(made("cifar10").to(dtype))
-        blocks_of = sum(isinstance(part, blocks.PackedAttention) for part in fast.plan.parts)
+        blocks_of = sum(isinstance(part, ATTENTIONS) for part in fast.plan.parts)
         before = _library.native_calls("self_attention", "CPU")
         fast(torch.randn(1, 3, 32, 32), 3)
         called = _library.native_calls("self_attention", "CPU") - before
         assert called == (blocks_of if dtype in dtypes else 0)
+
+
+@torch.no_grad()
+def test_single_heads_are_folded_in_float32() -> None:
+    for name, dtype, kind in (
+        ("cifar10", torch.float32, blocks.FoldedAttention),
+        ("cifar10", torch.bfloat16, blocks.PackedAttention),
+        ("cifar10", torch.float16, blocks.PackedAttention),
+        ("adm", torch.float32, blocks.PackedAttention),
+    ):
+        parts = accelerate(made(name).to(dtype)).plan.parts
+        assert {type(part) for part in parts if isinstance(part, ATTENTIONS)} == {kind}
+
+
+@pytest.mark.parametrize("spread", [0.0, 3.0])
+@pytest.mark.parametrize("groups", [4, None])
+@pytest.mark.parametrize("own", [True, False])
+@torch.no_grad()
+def test_a_folded_block_by_law4(
+    monkeypatch: pytest.MonkeyPatch, own: bool, groups: int | None, spread: float
+) -> None:
+    """Rows and columns of the weights differ by e to the `spread`, up and down."""
+    if not own:
+        monkeypatch.setattr(composite, "faster_than_sdpa", lambda x, of_head: False)
+    torch.manual_seed(3)
+    config = UNet(**SMALL | {"attention_head_dim": None}).config
+    block = plain.Attention(config, 48, groups, residual_scale=2**-0.5).eval()
+    for weight in block.parameters():
+        scale = torch.exp(spread * torch.randn(weight.shape[0]))
+        weight.copy_(
+            torch.randn(weight.shape) / 7 * (scale if weight.dim() == 1 else scale[:, None])
+        )
+    folded = blocks.attention(block)
+    assert isinstance(folded, blocks.FoldedAttention)
+    x = torch.randn(2, 48, 9, 9).to(memory_format=torch.channels_last)
+    exact = copy.deepcopy(block).double()
+    assert_as_exact(folded(x), block(x), exact(x.double()))
 
 
 @pytest.mark.skipif(not NATIVE, reason="without the native library no weight is packed")

@@ -30,7 +30,7 @@ def judge(qkv: Tensor, heads: int, by_tiles: bool) -> Tensor:
     calls = _calls()
     y = self_attention(qkv, heads, by_tiles=by_tiles)
     assert _calls() == (calls[0] + NATIVE, calls[1] + (NATIVE and by_tiles))
-    assert_close_by_law4(y, reference.self_attention, qkv, heads)
+    assert_close_by_law4(y, reference.self_attention, qkv, None, heads)
     return y
 
 
@@ -42,7 +42,7 @@ def _calls() -> tuple[int, int]:
 
 def test_reference_is_the_formula() -> None:
     heads, d, qkv = 2, 5, randn(3, 30, 4, 3).double()
-    y = reference.self_attention(qkv, heads)
+    y = reference.self_attention(qkv, None, heads)
     for n in range(3):
         for head in range(heads):
             q, k, v = (
@@ -88,6 +88,25 @@ def test_sizes_of_unets_and_odd_ones_by_law4(
     channels: int, heads: int, side: int, dtype: torch.dtype, by_tiles: bool
 ) -> None:
     judge(randn(2, 3 * channels, side, side, dtype=dtype), heads, by_tiles)
+
+
+@by_way
+@pytest.mark.parametrize("view", ["whole", "some of the channels"])
+@pytest.mark.parametrize(
+    ("batch", "channels", "heads", "side"), [(2, 256, 1, 16), (1, 105, 3, 7), (3, 33, 1, 5)]
+)
+def test_an_image_that_is_keys_and_values(
+    batch: int, channels: int, heads: int, side: int, view: str, dtype: torch.dtype, by_tiles: bool
+) -> None:
+    q, image = (randn(batch, channels, side, side, dtype=dtype) for _ in range(2))
+    if view == "some of the channels":
+        image = randn(batch, channels + 7, side, side, dtype=dtype)[:, 7:]
+    calls = _calls()
+    y = self_attention(q, heads, image=image, by_tiles=by_tiles)
+    assert _calls() == (calls[0] + NATIVE, calls[1] + (NATIVE and by_tiles))
+    joined = torch.cat((q, image, image), dim=1)
+    assert torch.equal(y, self_attention(joined, heads, by_tiles=by_tiles)) or not NATIVE
+    assert_close_by_law4(y, reference.self_attention, q, image, heads)
 
 
 @by_way
@@ -145,15 +164,21 @@ def test_what_the_kernels_do_not_cover_goes_to_the_reference() -> None:
     qkv, calls = randn(2, 48, 6, 6), _calls()
     for other in (qkv.contiguous(), qkv.double(), qkv[:, :, :, 1:5]):
         y = self_attention(other, 2)
-        torch.testing.assert_close(y, reference.self_attention(other, 2), rtol=0, atol=0)
+        torch.testing.assert_close(y, reference.self_attention(other, None, 2), rtol=0, atol=0)
+    q, image = randn(2, 16, 6, 6), randn(2, 16, 6, 6)
+    y = self_attention(q, 2, image=image.contiguous())
+    torch.testing.assert_close(y, reference.self_attention(q, image, 2), rtol=0, atol=0)
     assert _calls() == calls
+    assert self_attention(q[:0], 2, image=image[:0]).shape == (0, 16, 6, 6)
     assert self_attention(qkv[:0], 2).shape == (0, 16, 6, 6)
 
 
 @by_way
 def test_opcheck_and_no_gradient(dtype: torch.dtype, by_tiles: bool) -> None:
     qkv = randn(1, 24, 4, 4, dtype=dtype)
-    torch.library.opcheck(torch.ops.fastdiff.self_attention.default, (qkv, 2, by_tiles))
+    torch.library.opcheck(torch.ops.fastdiff.self_attention.default, (qkv, None, 2, by_tiles))
+    q, image = randn(1, 8, 4, 4, dtype=dtype), randn(1, 8, 4, 4, dtype=dtype)
+    torch.library.opcheck(torch.ops.fastdiff.self_attention.default, (q, image, 2, by_tiles))
     with pytest.raises(RuntimeError, match="self_attention has no gradient"):
         self_attention(qkv.requires_grad_(), 2).sum().backward()
 
@@ -176,3 +201,15 @@ def test_tiles_are_taken_where_there_is_a_unit_for_them() -> None:
 def test_bad_input(qkv: Tensor, heads: int, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=re.escape(message)):
         self_attention(qkv, heads)
+
+
+@pytest.mark.parametrize(
+    ("image", "error", "message"),
+    [
+        (torch.zeros(1, 24, 4, 5), ValueError, "image has shape [1, 24, 4, 5]"),
+        (torch.zeros(1, 24, 4, 4).half(), TypeError, "image is torch.float16"),
+    ],
+)
+def test_an_image_that_does_not_fit(image: Tensor, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        self_attention(torch.zeros(1, 24, 4, 4), 2, image=image)

@@ -78,6 +78,14 @@ def attend_in_image(qkv: Tensor, heads: int) -> Tensor:
     return sdpa_in_image(qkv, heads)
 
 
+def attend_folded_in_image(q: Tensor, image: Tensor) -> Tensor:
+    """The same of a folded head, whose keys and values are the image [N, C, H, W] as q is."""
+    if faster_than_sdpa(q, of_head=math.prod(q.shape[1:])):
+        return self_attention(q, 1, image=image)
+    query, pixels = (part.flatten(2).transpose(1, 2) for part in (q, image))
+    return attend(query, pixels, pixels, heads=1).transpose(1, 2).view(q.shape)
+
+
 def sdpa_in_image(qkv: Tensor, heads: int) -> Tensor:
     """The same by torch's own."""
     N, channels, H, W = qkv.shape

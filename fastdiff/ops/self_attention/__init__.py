@@ -22,7 +22,9 @@ _FAST_UP_TO = {
 }
 
 
-def self_attention(qkv: Tensor, heads: int, *, by_tiles: bool | None = None) -> Tensor:
+def self_attention(
+    qkv: Tensor, heads: int, *, image: Tensor | None = None, by_tiles: bool | None = None
+) -> Tensor:
     """softmax(q k^T / sqrt(C / heads)) v of each head (Vaswani et al. 2017, eq. 1).
 
     The scores and the softmax are float32, float64 for float64. The C++ kernel multiplies in
@@ -33,6 +35,8 @@ def self_attention(qkv: Tensor, heads: int, *, by_tiles: bool | None = None) -> 
             C / heads successive ones of each. The kernel takes images whose channels lie side by
             side, and rows one after the other.
         heads: divides C.
+        image: [N, C, H, W] that is keys and values, like qkv, which then is [N, C, H, W] of q
+            alone: what a folded head needs.
         by_tiles: whether bfloat16 is multiplied as it is, as a processor's matrix unit does; None
             is where there is such a unit.
 
@@ -40,17 +44,24 @@ def self_attention(qkv: Tensor, heads: int, *, by_tiles: bool | None = None) -> 
         [N, C, H, W] of qkv's dtype, channels-last.
 
     Raises:
-        TypeError: qkv is not of a floating dtype.
+        TypeError: qkv is not of a floating dtype, or the image of another.
         ValueError: a shape does not fit.
     """
     if not qkv.is_floating_point():
         raise TypeError(f"qkv is {qkv.dtype}; convert it to a floating dtype")
-    if qkv.dim() != 4 or heads < 1 or qkv.shape[1] == 0 or qkv.shape[1] % (3 * heads):
+    parts = 3 if image is None else 1
+    if qkv.dim() != 4 or heads < 1 or qkv.shape[1] == 0 or qkv.shape[1] % (parts * heads):
+        wanted = "[N, 3C, H, W]" if image is None else "[N, C, H, W]"
         raise ValueError(
-            f"qkv has shape {list(qkv.shape)}, for {heads} heads; give [N, 3C, H, W] of a C that "
+            f"qkv has shape {list(qkv.shape)}, for {heads} heads; give {wanted} of a C that "
             "the heads divide"
         )
-    out: Tensor = _op(qkv, heads, _library.has_matrix_unit() if by_tiles is None else by_tiles)
+    if image is not None and image.shape != qkv.shape:
+        raise ValueError(f"image has shape {list(image.shape)}; give that of qkv, {[*qkv.shape]}")
+    if image is not None and image.dtype != qkv.dtype:
+        raise TypeError(f"image is {image.dtype} and qkv {qkv.dtype}; convert one to the other")
+    unit = _library.has_matrix_unit() if by_tiles is None else by_tiles
+    out: Tensor = _op(qkv, image, heads, unit)
     return out
 
 
@@ -70,14 +81,14 @@ def _is_native() -> bool:
     return _library.native_kernel("self_attention", "CPU")
 
 
-def _fake(qkv: Tensor, heads: int, by_tiles: bool) -> Tensor:
+def _fake(qkv: Tensor, image: Tensor | None, heads: int, by_tiles: bool) -> Tensor:
     N, channels, H, W = qkv.shape
-    y = qkv.new_empty((N, channels // 3, H, W))
+    y = qkv.new_empty((N, channels // (3 if image is None else 1), H, W))
     return y.contiguous(memory_format=torch.channels_last)
 
 
 _op = _library.define(
-    "self_attention(Tensor qkv, int heads, bool by_tiles) -> Tensor",
+    "self_attention(Tensor qkv, Tensor? image, int heads, bool by_tiles) -> Tensor",
     reference=reference.self_attention,
     fake=_fake,
 )
