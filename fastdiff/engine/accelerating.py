@@ -28,8 +28,9 @@ def accelerate(unet: UNet, *, tf32: bool = False, timestep_scale: float = 1.0) -
     Weights are packed as they are now; the UNet itself is left as it was, and may change or go
     without the plan noticing. Dropout is off, whatever the UNet's mode. The result is called as the
     UNet is and answers within its rounding: on the CPU float32 by Winograd's convolutions, which
-    take 2.25 times fewer products, bfloat16 by products on Intel's AMX, else by oneDNN's where the
-    processor multiplies it; on a GPU by cuDNN's, with biases and sums in the passes that follow.
+    take 2.25 times fewer products, and attention of one head folded (`ops.fold_single_head`),
+    bfloat16 by products on Intel's AMX, else by oneDNN's where the processor multiplies it; on a
+    GPU by cuDNN's, with biases and sums in the passes that follow.
     Asked for a gradient or within a transform of `torch.func` it raises RuntimeError.
 
     Args:
