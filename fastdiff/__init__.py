@@ -76,9 +76,8 @@ _HOME |= {
 }
 
 _PARTS = {
-    "checkpoints", "diffusion", "engine", "evaluation", "learned_schedule",
-    "likelihood", "losses", "models", "ops", "samplers", "schedules", "timestep_samplers",
-    "training",
+    "checkpoints", "diffusion", "engine", "evaluation", "learned_schedule", "likelihood", "losses",
+    "models", "ops", "samplers", "schedules", "timestep_samplers", "training",
 }  # fmt: skip
 
 

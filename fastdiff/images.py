@@ -20,13 +20,14 @@ def to_uint8(images: Tensor) -> Pixels:
 
     Raises ValueError where one is not finite: it would be a black one.
     """
-    broken = int((~images.detach().isfinite()).flatten(1).any(1).sum()) if images.numel() else 0
+    images = images.detach()
+    broken = len(images) - int(images.isfinite().flatten(1).all(1).sum())
     if broken:
         raise ValueError(
             f"{broken} of {len(images)} images are not finite numbers: the model overflows in its "
             "dtype, or its weights are broken; try float32"
         )
-    levels = images.detach().float().add(1).mul(127.5).round().clamp(0, 255)
+    levels = images.float().add(1).mul(127.5).round().clamp(0, 255)
     return levels.permute(0, 2, 3, 1).cpu().numpy().astype(np.uint8)
 
 
