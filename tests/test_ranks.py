@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fastdiff.ranks import ALONE, joined
+from tests.torchrun import torchrun
 
 LATE = """
 import sys, time
@@ -31,27 +30,24 @@ with joined() as ranks:
 
 # As what loads a model does, it imports more of torch once the group is there.
 ENDED = """
-import os, sys
+import sys
 from pathlib import Path
 import torch
 from fastdiff.ranks import joined
-before = set(os.listdir("/proc/self/task"))
+from tests.threads import running, soon
+before = running()
 with joined() as ranks:
     from torch.distributed.nn.functional import all_reduce
     ranks.wait()
-    assert set(os.listdir("/proc/self/task")) > before
-assert set(os.listdir("/proc/self/task")) == before
+    assert running() > before
+assert soon(lambda: running() == before)
 (Path(sys.argv[1]) / f"done-{ranks.rank}").touch()
 """
 
 
 def run(program: str, folder: Path, count: int) -> subprocess.CompletedProcess[str]:
     (folder / "program.py").write_text(program)
-    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    return subprocess.run(
-        [sys.executable, *launcher, folder / "program.py", folder],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    return torchrun(count, folder / "program.py", folder)
 
 
 @pytest.mark.parametrize("count", [2, 5])

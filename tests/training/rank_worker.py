@@ -10,13 +10,7 @@ from safetensors.torch import save_file
 
 from fastdiff.ranks import joined
 from fastdiff.training import TrainConfig, Trainer
-
-
-def group_threads():
-    """How many threads of this process carry what the ranks tell each other."""
-    names = [(task / "comm").read_text() for task in Path("/proc/self/task").iterdir()]
-    return sum("pt_gloo_runloop" in name for name in names)
-
+from tests.threads import running, soon
 
 settings, folder, spoil = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
 torch.set_num_threads(1)
@@ -50,6 +44,7 @@ with joined() as ranks:
     tensors = {name: t.clone().contiguous() for name, t in trainer.learner.state._tensors().items()}
     save_file(tensors, folder / f"rank{ranks.rank}.safetensors")
     print(f"rank {ranks.rank} skipped {trainer.skipped}")
-    during = group_threads()
+    had = bool(running("pt_gloo_runloop"))
 # The trainer, and in it what DDP made, is still held here.
-print(f"rank {ranks.rank} had the group's threads: {during > 0}, has: {group_threads() > 0}")
+ended = soon(lambda: not running("pt_gloo_runloop"))
+print(f"rank {ranks.rank} had the group's threads: {had}, has: {not ended}")

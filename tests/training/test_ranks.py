@@ -2,15 +2,13 @@
 
 import csv
 import dataclasses
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.torchrun import torchrun
 from tests.training.runs import run, started
 
 WORKER = Path(__file__).with_name("rank_worker.py")
@@ -29,11 +27,7 @@ def keyed(config):
 def on_ranks(count, config, folder, spoil="nothing"):
     settings = folder.with_suffix(".yaml")
     config.save(settings)
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
-    done = subprocess.run(
-        [sys.executable, *command, str(WORKER), str(settings), str(folder), spoil],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = torchrun(count, WORKER, settings, folder, spoil)
     assert done.returncode == 0, done.stderr[-3000:]
     states = [load_file(folder / f"rank{rank}.safetensors") for rank in range(count)]
     for state in states[1:]:
