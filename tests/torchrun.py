@@ -14,6 +14,6 @@ def torchrun(count: int, *arguments: str | Path) -> subprocess.CompletedProcess[
     """Run a file with its arguments so many times at once; it may import from tests."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count)]
     return subprocess.run(
-        [sys.executable, *launcher, *arguments], capture_output=True, text=True, timeout=120,
+        [sys.executable, *launcher, *arguments], capture_output=True, text=True, timeout=600,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )  # fmt: skip

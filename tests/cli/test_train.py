@@ -151,7 +151,7 @@ def test_torchrun_starts_it(data, tmp_path):
     settings = ["train", data, "--out", tmp_path / "run", "--steps", 2, "--device", "cpu", *SMALL]
     done = subprocess.run(
         [sys.executable, *command, "-m", "fastdiff", *map(str, settings)],
-        capture_output=True, text=True, timeout=120, env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained to step 2") == 1

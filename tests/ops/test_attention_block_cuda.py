@@ -104,7 +104,7 @@ def test_parameters_may_be_absent(absent: tuple[int, ...]) -> None:
     assert_close_by_law4(fused(*args), plain, *args)
 
 
-@pytest.mark.parametrize(("dtype", "offset"), itertools.product(LOW, [30.0, -300.0]))
+@pytest.mark.parametrize(("dtype", "offset"), [*itertools.product(LOW, [30.0, -300.0])])
 def test_common_offset(dtype: torch.dtype, offset: float) -> None:
     args = (*inputs(2, 256, (16, 16), dtype, offset), 32, EPS, 1, 1.0)
     assert_close_by_law4(fused(*args), plain, *args)

@@ -33,7 +33,7 @@ def printed(script: str) -> str:
     """By another process, which ends well."""
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=Path(__file__).parents[2],
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=120,
+        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout

@@ -215,7 +215,7 @@ def test_killed_at_step_137_and_resumed_it_equals_an_unbroken_run_at_300(
     assert 137 <= int(log.read_text().splitlines()[-1].split(",")[0]) < 300
     resumed = command("--resume", tmp_path / "killed")
     for process in (whole, resumed):
-        out, _ = process.communicate(timeout=120)
+        out, _ = process.communicate(timeout=600)
         assert process.returncode == 0, out
     assert_same_state(tmp_path / "whole", tmp_path / "killed")
     counts = json.loads((newest(tmp_path / "killed") / "state.json").read_text())
