@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -175,6 +176,8 @@ def _labels(
     device: torch.device | str,
 ) -> Tensor | None:
     """What the model is told beside x_t and t; guided, the half without a class comes second."""
+    if not math.isfinite(guidance_scale):
+        raise ValueError(f"guidance_scale must be finite, got {guidance_scale}.")
     if guidance_scale != 1 and (class_labels is None or uncond_labels is None):
         raise ValueError(
             f"guidance_scale {guidance_scale} needs class_labels, and uncond_labels that tell the "

@@ -285,6 +285,7 @@ def test_no_bar_stands_above_an_error(capsys: Any) -> None:
         ({"noise": torch.zeros(5, 2)}, r"noise must have shape \[5, 2, 4, 3\], got \[5, 2\]"),
         ({"noise": lambda *_: torch.zeros(1)}, r"noise\(draw\) must have shape"),
         ({"class_labels": torch.arange(3)}, r"class_labels must have shape \[5\], got \[3\]"),
+        ({"guidance_scale": float("nan")}, "guidance_scale must be finite, got nan"),
         ({"guidance_scale": 2.0}, "guidance_scale 2.0 needs class_labels, and uncond_labels"),
         (
             {
