@@ -20,10 +20,19 @@ NO_PEERS = ("fastdiff", "folded", "in place", "clone")  # folded: our own as wel
 
 
 @dataclass(frozen=True)
+class Run:
+    """A file of results, and the commit that it timed."""
+
+    file: str
+    commit: str
+
+
+@dataclass(frozen=True)
 class Cell:
     """One row of a bench: microseconds of a call of fastdiff and of its peers."""
 
     name: str
+    run: Run
     microseconds: dict[str, float]
     share: float | None  # of what the bench holds for the floor
 
@@ -38,36 +47,45 @@ class Cell:
 
 @dataclass(frozen=True)
 class Bench:
-    """A bench's newest run on one machine."""
+    """A bench on one machine: each cell by the newest run that timed it."""
 
     op: str
-    source: Path
     machine: str
-    commit: str
     cells: list[Cell]
+
+    @property
+    def runs(self) -> list[Run]:
+        """Those of the cells, the newest first."""
+        return sorted({cell.run for cell in self.cells}, key=lambda run: run.file, reverse=True)
 
 
 def benches(folder: Path) -> list[Bench]:
-    """The newest run of every bench in a machine's folder; names of files begin with their date."""
-    newest: dict[str, Bench] = {}
+    """The benches of a machine's folder; names of files begin with their date.
+
+    A run on another number of threads, say, or by another torch, takes the place of all before it.
+    """
+    machines: dict[str, str] = {}
+    cells: dict[str, dict[str, Cell]] = {}
     for path in sorted(folder.glob("*.json")):
-        run = json.loads(path.read_text())
-        for op, cells in cells_by_op(run["benchmarks"]).items():
-            commit = run["commit_info"]["id"][:12]
-            newest[op] = Bench(op, path, machine(run["machine_info"]), commit, cells)
-    return [newest[op] for op in sorted(newest)]
+        results = json.loads(path.read_text())
+        run = Run(path.name, results["commit_info"]["id"][:12])
+        for op, timed in cells_by_op(results["benchmarks"], run).items():
+            if machines.get(op) != (this := machine(results["machine_info"])):
+                machines[op], cells[op] = this, {}
+            cells[op] |= {cell.name: cell for cell in timed}
+    return [Bench(op, machines[op], [*cells[op].values()]) for op in sorted(cells)]
 
 
-def cells_by_op(runs: list[dict[str, Any]]) -> dict[str, list[Cell]]:
+def cells_by_op(results: list[dict[str, Any]], run: Run) -> dict[str, list[Cell]]:
     ops = defaultdict(list)
-    for run in runs:
-        info = run["extra_info"]
+    for result in results:
+        info = result["extra_info"]
         if "medians_us" not in info:
             continue
-        file, _, test = run["fullname"].partition("::")
+        file, _, test = result["fullname"].partition("::")
         name = test.partition("[")[2].rstrip("]") or test.removeprefix("test_")
         shares = [value for key, value in info.items() if key.startswith("share_of")]
-        cell = Cell(name, info["medians_us"], next(iter(shares), None))
+        cell = Cell(name, run, info["medians_us"], next(iter(shares), None))
         ops[Path(file).stem.removeprefix("bench_")].append(cell)
     return ops
 
@@ -88,17 +106,21 @@ def machine(info: dict[str, Any]) -> str:
 def table(bench: Bench) -> str:
     """Every cell of a bench, in Markdown."""
     peers = [name for name in bench.cells[0].microseconds if name != "fastdiff"]
+    runs = "; ".join(f"commit {run.commit}; [{run.file}]({run.file})" for run in bench.runs)
+    several = len(bench.runs) > 1
+    heads = ["fastdiff", *peers, "best peer / fastdiff", "share of the floor"]
+    heads += ["commit"] * several
     lines = [
         f"## {bench.op}",
-        f"{bench.machine}; commit {bench.commit}; [{bench.source.name}]({bench.source.name}). "
-        "Microseconds, medians, interleaved.\n",
-        "| | fastdiff | " + " | ".join(peers) + " | best peer / fastdiff | share of the floor |",
-        "|---|" + "---|" * (len(peers) + 3),
+        f"{bench.machine}; {runs}. Microseconds, medians, interleaved.\n",
+        f"| | {' | '.join(heads)} |",
+        "|---" * (len(heads) + 1) + "|",
     ]
     for cell in bench.cells:
         times = [cell.microseconds.get(name) for name in ["fastdiff", *peers]]
         figures = ["" if t is None else f"{t:.4g}" for t in times] + [f"{cell.ratio:.2f}"]
         figures.append("" if cell.share is None else f"{cell.share:.0%}")
+        figures += [cell.run.commit] * several
         lines.append(f"| {cell.name} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 
@@ -114,7 +136,9 @@ def plot(bench: Bench, path: Path) -> None:
     axes.invert_yaxis()
     axes.tick_params(labelsize=7)
     axes.set_xlabel("times faster than the best peer")
-    axes.set_title(f"{bench.op}: {bench.machine.partition(',')[0]}, {bench.commit}", fontsize=9)
+    axes.set_title(
+        f"{bench.op}: {bench.machine.partition(',')[0]}, {bench.runs[0].commit}", fontsize=9
+    )
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
@@ -129,7 +153,7 @@ def summary(folders: dict[str, list[Bench]]) -> str:
         for bench in found:
             ratios = [cell.ratio for cell in bench.cells]
             spread = f"{statistics.median(ratios):.2f} ({min(ratios):.2f}, {max(ratios):.2f})"
-            place = f"[{bench.commit}](benchmarks/results/{folder}/README.md)"
+            place = f"[{bench.runs[0].commit}](benchmarks/results/{folder}/README.md)"
             name = bench.machine.partition(", torch")[0]
             lines.append(f"| {bench.op} | {name} | {spread} | {len(ratios)} | {place} |")
     return "\n".join(lines)
