@@ -11,6 +11,7 @@ timed by one call.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import time
 from collections.abc import Callable
@@ -87,7 +88,11 @@ def gate(unet: UNet, x: Tensor) -> None:
     truth = UNet(**unet.config.to_dict()).eval().to(x.device).double()
     truth.load_state_dict(unet.state_dict())
     exact = truth(x.double(), T)
-    assert rms(accelerate(unet)(x, T), exact) <= 2 * rms(unet(x, T), exact)
+    found = accelerate(unet)(x, T)
+    # PyTorch's contiguous bfloat16 takes minutes on processors without it.
+    plain = copy.deepcopy(unet).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert rms(found, exact) <= 2 * rms(plain(last, T), exact)
 
 
 def ours(unet: UNet) -> Step:
