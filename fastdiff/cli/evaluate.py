@@ -80,9 +80,13 @@ def evaluate(
         raise click.UsageError("give MODEL, or --samples to compare with --data")
     if model is None:
         metrics = ("distances",)
+    from fastdiff.cli.outputs import check_writable
+
     for path, ending in ((out, ".html"), (json_path, ".json")):
         if path is not None and path.suffix != ending:
             raise click.UsageError(f"{path}: its name must end in {ending}")
+        if path is not None:
+            check_writable(path)
 
     from fastdiff import checkpoints
     from fastdiff.training import load_images

@@ -1,4 +1,4 @@
-"""The files that ``fastdiff sample`` writes."""
+"""The files that ``fastdiff sample`` writes, and whether a file can be written."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Outputs:
         if gif is not None and gif.suffix.lower() != ".gif":
             raise click.UsageError(f"{gif}: its name must end in .gif")
         for path in (*out, *([] if gif is None else [gif])):
-            _check_writable(path)
+            check_writable(path)
         return cls(by_ending.get(".png"), by_ending.get(".npz"), gif)
 
     @property
@@ -69,7 +69,8 @@ def _scale(pixels: Pixels) -> int:
     return max(1, PIXELS_OF_AN_IMAGE // pixels.shape[2])
 
 
-def _check_writable(path: Path) -> None:
+def check_writable(path: Path) -> None:
+    """UsageError for a file that cannot be written where it is named."""
     folder = path.parent
     if not folder.is_dir():
         raise click.UsageError(f"{path}: there is no folder {folder}; make it first")

@@ -120,6 +120,8 @@ def test_its_bits_are_those_of_python(fastdiff: Any, config: Any, tmp_path: Path
     [
         ([], ["give MODEL, or --samples"]),
         (["MODEL", "--out", "a.pdf"], ["a.pdf", ".html"]),
+        (["MODEL", "--metric", "bits", "--out", "nowhere/a.html"], ["there is no folder nowhere"]),
+        (["MODEL", "--metric", "bits", "--json", "/proc/a.json"], ["/proc/a.json: cannot be"]),
         (["MODEL", "--inception-weights", "nowhere.pth"], ["nowhere.pth", "--features"]),
         (["MODEL", "--features", "nowhere"], ["nowhere"]),
         (["MODEL", "--metric", "bits", "--timesteps", "4"], ["odd", "got 4"]),
