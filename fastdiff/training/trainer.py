@@ -83,7 +83,7 @@ class Trainer:
         border = len(data) - config.hold_out
         self.training_data, self.held_out = data.part(0, border), data.part(border, len(data))
         self.batches = ShuffledBatches(border, config.batch_size, config.seed)
-        self.num_classes = data.num_classes
+        self.num_classes, self._checksum = data.num_classes, data.checksum()
         self.learner = Learner(config, data, config.noise_schedule(), device, ranks)
         self.saves = Saves(folder / "checkpoints", config.keep)
 
@@ -135,6 +135,11 @@ class Trainer:
         trainer.step = counts["step"]
         trainer.skipped = counts["skipped"]
         trainer._skipped_in_a_row = counts["skipped_in_a_row"]
+        if counts.get("data_checksum", trainer._checksum) != trainer._checksum:
+            trainer.say(
+                f"{config.data} holds other images or labels than at step {trainer.step}: the run "
+                "goes on with these, otherwise than an unbroken one would"
+            )
         ranks.wait()
         trainer._keep_config()
         return trainer
@@ -211,7 +216,11 @@ class Trainer:
         """Write a checkpoint, then the averaged models, each whole or not at all."""
         if not self.ranks.first:
             return
-        counts = {"skipped": self.skipped, "skipped_in_a_row": self._skipped_in_a_row}
+        counts = {
+            "skipped": self.skipped,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "data_checksum": self._checksum,
+        }
         self.saves.write(self.learner.state, self.step, counts)
         for which, decay in enumerate(self.config.ema_decays):
             name = f"model-{decay}" if which else "model"

@@ -54,6 +54,20 @@ def test_a_stopped_and_resumed_run_equals_an_unbroken_one(config, tmp_path, part
     assert_same_state(tmp_path / "whole", tmp_path / "parts")
 
 
+@pytest.mark.parametrize("changed", ["nothing", "images", "labels"])
+def test_a_run_that_goes_on_with_other_data_says_so(config, tmp_path, changed):
+    run(started(config, tmp_path / "run", steps=3))
+    with np.load(config.data) as arrays:
+        found = {name: array.copy() for name, array in arrays.items()}
+    if changed != "nothing":
+        found[changed].flat[0] ^= 1
+        np.savez(config.data, **found)
+    told = []
+    Trainer.resume(tmp_path / "run", CPU, say=told.append)
+    assert len(told) == (changed != "nothing")
+    assert all("data.npz holds other images or labels than at step 3" in line for line in told)
+
+
 def test_a_broken_run_goes_on_from_its_newest_checkpoint(config, tmp_path):
     def die(progress):
         if progress.step == 5:
