@@ -83,7 +83,8 @@ class Trainer:
         border = len(data) - config.hold_out
         self.training_data, self.held_out = data.part(0, border), data.part(border, len(data))
         self.batches = ShuffledBatches(border, config.batch_size, config.seed)
-        self.num_classes, self._checksum = data.num_classes, data.checksum()
+        self.num_classes = data.num_classes
+        self._checksum = data.checksum()
         self.learner = Learner(config, data, config.noise_schedule(), device, ranks)
         self.saves = Saves(folder / "checkpoints", config.keep)
 
