@@ -21,9 +21,10 @@ NO_PEERS = ("fastdiff", "folded", "in place", "clone")  # folded: our own as wel
 
 @dataclass(frozen=True)
 class Run:
-    """A file of results, and the commit that it timed."""
+    """A file of results, when it was made, and the commit that it timed."""
 
     file: str
+    when: str
     commit: str
 
 
@@ -56,19 +57,19 @@ class Bench:
     @property
     def runs(self) -> list[Run]:
         """Those of the cells, the newest first."""
-        return sorted({cell.run for cell in self.cells}, key=lambda run: run.file, reverse=True)
+        return sorted({cell.run for cell in self.cells}, key=lambda run: run.when, reverse=True)
 
 
 def benches(folder: Path) -> list[Bench]:
-    """The benches of a machine's folder; names of files begin with their date.
+    """The benches of a machine's folder.
 
     A run on another number of threads, say, or by another torch, takes the place of all before it.
     """
     machines: dict[str, str] = {}
     cells: dict[str, dict[str, Cell]] = {}
-    for path in sorted(folder.glob("*.json")):
-        results = json.loads(path.read_text())
-        run = Run(path.name, results["commit_info"]["id"][:12])
+    files = [(path.name, json.loads(path.read_text())) for path in folder.glob("*.json")]
+    for name, results in sorted(files, key=lambda file: file[1]["datetime"]):
+        run = Run(name, results["datetime"], results["commit_info"]["id"][:12])
         for op, timed in cells_by_op(results["benchmarks"], run).items():
             if machines.get(op) != (this := machine(results["machine_info"])):
                 machines[op], cells[op] = this, {}

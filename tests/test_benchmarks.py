@@ -33,11 +33,12 @@ def test_a_cell_is_told_by_the_newest_run_that_timed_it(tmp_path: Path) -> None:
             for name, us in fastdiff.items()
         ]
         results = {
+            "datetime": day,
             "commit_info": {"id": f"commit of {day}"},
             "machine_info": info | {"torch_version": "2"},
             "benchmarks": found,
         }
-        (tmp_path / f"{day}-op.json").write_text(json.dumps(results))
+        (tmp_path / f"{100 - int(day[-2:])}.json").write_text(json.dumps(results))
 
     def ratios() -> dict[str, tuple[float, str]]:
         (bench,) = render.benches(tmp_path)
@@ -45,8 +46,8 @@ def test_a_cell_is_told_by_the_newest_run_that_timed_it(tmp_path: Path) -> None:
 
     timed("2026-01-01", 2, small=6, large=4)
     timed("2026-01-02", 2, large=3)
-    assert ratios() == {"small": (2, "2026-01-01-op.json"), "large": (4, "2026-01-02-op.json")}
+    assert ratios() == {"small": (2, "99.json"), "large": (4, "98.json")}
     table = render.table(*render.benches(tmp_path))
-    assert table.count("2026-01-02-op.json") == 2 and "| large | 3 | 12 | 4.00 |" in table
+    assert table.count("98.json") == 2 and "| large | 3 | 12 | 4.00 |" in table
     timed("2026-01-03", 1, large=2)
-    assert ratios() == {"large": (6, "2026-01-03-op.json")}
+    assert ratios() == {"large": (6, "97.json")}
