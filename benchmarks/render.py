@@ -137,9 +137,8 @@ def plot(bench: Bench, path: Path) -> None:
     axes.invert_yaxis()
     axes.tick_params(labelsize=7)
     axes.set_xlabel("times faster than the best peer")
-    axes.set_title(
-        f"{bench.op}: {bench.machine.partition(',')[0]}, {bench.runs[0].commit}", fontsize=9
-    )
+    commits = ", ".join(run.commit for run in bench.runs)
+    axes.set_title(f"{bench.op}: {bench.machine.partition(',')[0]}, {commits}", fontsize=9)
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
 
