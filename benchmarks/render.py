@@ -110,7 +110,8 @@ def table(bench: Bench) -> str:
     runs = "; ".join(f"commit {run.commit}; [{run.file}]({run.file})" for run in bench.runs)
     several = len(bench.runs) > 1
     heads = ["fastdiff", *peers, "best peer / fastdiff", "share of the floor"]
-    heads += ["commit"] * several
+    if several:
+        heads.append("commit")
     lines = [
         f"## {bench.op}",
         f"{bench.machine}; {runs}. Microseconds, medians, interleaved.\n",
@@ -121,7 +122,8 @@ def table(bench: Bench) -> str:
         times = [cell.microseconds.get(name) for name in ["fastdiff", *peers]]
         figures = ["" if t is None else f"{t:.4g}" for t in times] + [f"{cell.ratio:.2f}"]
         figures.append("" if cell.share is None else f"{cell.share:.0%}")
-        figures += [cell.run.commit] * several
+        if several:
+            figures.append(cell.run.commit)
         lines.append(f"| {cell.name} | {' | '.join(figures)} |")
     return "\n".join(lines) + "\n"
 

@@ -84,7 +84,8 @@ class Trainer:
         self.training_data, self.held_out = data.part(0, border), data.part(border, len(data))
         self.batches = ShuffledBatches(border, config.batch_size, config.seed)
         self.num_classes = data.num_classes
-        self._checksum = data.checksum()
+        # Of the first rank alone, which writes it and tells of another one.
+        self._checksum = data.checksum() if ranks.first else 0
         self.learner = Learner(config, data, config.noise_schedule(), device, ranks)
         self.saves = Saves(folder / "checkpoints", config.keep)
 
@@ -136,7 +137,7 @@ class Trainer:
         trainer.step = counts["step"]
         trainer.skipped = counts["skipped"]
         trainer._skipped_in_a_row = counts["skipped_in_a_row"]
-        if counts.get("data_checksum", trainer._checksum) != trainer._checksum:
+        if ranks.first and counts.get("data_checksum", trainer._checksum) != trainer._checksum:
             trainer.say(
                 f"{config.data} holds other images or labels than at step {trainer.step}: the run "
                 "goes on with these, otherwise than an unbroken one would"

@@ -1,9 +1,6 @@
 """`fastdiff train` trains, resumes, and refuses what it cannot do."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import click
 import numpy as np
@@ -13,6 +10,7 @@ from PIL import Image
 
 from fastdiff.cli.train import train
 from fastdiff.training import TrainConfig
+from tests.torchrun import torchrun
 
 SMALL = (
     "--batch-size", 4, "--channels", 8, "--multipliers", "1,2", "--blocks", 1, "--groups", 4,
@@ -147,11 +145,7 @@ def test_a_model_of_learned_variances_and_hidden_labels_draws_by_guidance(fastdi
 
 
 def test_torchrun_starts_it(data, tmp_path):
-    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     settings = ["train", data, "--out", tmp_path / "run", "--steps", 2, "--device", "cpu", *SMALL]
-    done = subprocess.run(
-        [sys.executable, *command, "-m", "fastdiff", *map(str, settings)],
-        capture_output=True, text=True, timeout=600, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = torchrun(2, "-m", "fastdiff", *map(str, settings))
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("trained to step 2") == 1
